@@ -1,0 +1,1 @@
+"""The differentiated model: configuration, forward pass, checkpoints."""

@@ -1,0 +1,270 @@
+"""The Llama forward pass, with a tap on every parameterised operation.
+
+A *tap* is a term added to the output of an operation. With taps of zeros, `jax.grad` gives the loss gradient at every
+operation's output and `jax.linearize` the model's response to any change of them; with taps computed from the operation's
+own input, the same forward pass evaluates the model under changed parameters without touching one of them. `TapSource`
+says which; nothing else in the package re-states the model.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from smda_jax.model.config import ModelConfig
+
+# Operation of a block -> the input it reads. Operations that share an input are listed under one name.
+LINEAR = {"q": "attn_in", "k": "attn_in", "v": "attn_in", "o": "attn_mix", "gate": "mlp_in", "up": "mlp_in", "down": "mlp_act"}
+SCALE = {"attn_norm": "attn_unit", "mlp_norm": "mlp_unit"}
+
+SITES = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+
+
+@struct.dataclass
+class Linear:
+    """A linear operation, in the checkpoint's own orientation: `y = x @ w.T + b`."""
+
+    w: Float[Array, "*layer out in"]
+    b: Float[Array, "*layer out"] | None = None
+
+
+@struct.dataclass
+class Block:
+    """Parameters of one transformer block; stacked, every leaf has the layer axis first."""
+
+    attn_norm: Float[Array, "*layer hidden"]
+    q: Linear
+    k: Linear
+    v: Linear
+    o: Linear
+    mlp_norm: Float[Array, "*layer hidden"]
+    gate: Linear
+    up: Linear
+    down: Linear
+
+
+@struct.dataclass
+class Params:
+    """All parameters. `unembed` is None where the embedding is tied to it."""
+
+    embed: Float[Array, "vocab hidden"]
+    blocks: Block
+    final_norm: Float[Array, " hidden"]
+    unembed: Float[Array, "vocab hidden"] | None
+
+
+class Past(NamedTuple):
+    """Rotated keys and values of the tokens that come before every row of a batch and are the same for all of them."""
+
+    k: Float[Array, "past kv_head head_dim"]
+    v: Float[Array, "past kv_head head_dim"]
+
+
+# (element of the tap tree, operation's input) -> what is added to the operation's output
+TapRule = Callable[[Any, Array], Array]
+
+
+class TapSource(NamedTuple):
+    """`tree` has entries `embed`, `blocks` (per operation, layer axis first), `final_norm`, `unembed`; see `TapRule`.
+
+    `layer` turns what `lax.scan` slices from `tree["blocks"]` into the taps of the layer's operations by name.
+    """
+
+    tree: dict[str, Any]
+    rule: TapRule = lambda tap, _: tap
+    layer: Callable[[Any], dict[str, Any]] = lambda blocks: blocks
+
+
+NO_TAPS = TapSource({"embed": None, "blocks": {}, "final_norm": None, "unembed": None})
+
+
+def add_tap(y: Array, rule: TapRule, tap: Any, x: Array) -> Array:
+    """`y` plus the operation's tap, where it has one."""
+    return y if tap is None else y + rule(tap, x)
+
+
+def output_sizes(config: ModelConfig) -> dict[str, int]:
+    """Width of the output of every operation of a block."""
+    kv = config.kv_heads * config.head_dim
+    mlp, hidden = config.intermediate, config.hidden
+    return {
+        "attn_norm": hidden, "q": config.heads * config.head_dim, "k": kv, "v": kv, "o": hidden,
+        "mlp_norm": hidden, "gate": mlp, "up": mlp, "down": hidden,
+    }  # fmt: skip
+
+
+def zero_taps(config: ModelConfig, rows: int, tokens: int, positions: int, dtype: Any) -> dict[str, Any]:
+    """The tree of zero taps for a batch of `rows` x `tokens` read out at `positions` per row."""
+
+    def zeros(*shape: int) -> Array:
+        return jnp.zeros(shape, dtype)
+
+    return {
+        "embed": zeros(rows, tokens, config.hidden),
+        "blocks": {name: zeros(config.layers, rows, tokens, size) for name, size in output_sizes(config).items()},
+        "final_norm": zeros(rows, positions, config.hidden),
+        "unembed": zeros(rows, positions, config.vocab),
+    }
+
+
+def wide(dtype: Any) -> Any:
+    """Precision of norms, softmax and losses: at least float32."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def unit_rms(x: Float[Array, "... hidden"], eps: float) -> Float[Array, "... hidden"]:
+    """RMSNorm without its scale, computed in at least float32 and cast back (as transformers does)."""
+    x_wide = x.astype(wide(x.dtype))
+    return (x_wide * jax.lax.rsqrt(jnp.mean(x_wide**2, axis=-1, keepdims=True) + eps)).astype(x.dtype)
+
+
+def rotary(config: ModelConfig, start: int, tokens: int, dtype: Any) -> tuple[Array, Array]:
+    """Cosine and sine tables `[token, 1, half_head]` of positions start, start+1, ...; angles in float64 on the host."""
+    angle = np.arange(start, start + tokens)[:, None] * config.rope.frequencies(config.head_dim)
+    return jnp.asarray(np.cos(angle)[:, None], dtype), jnp.asarray(np.sin(angle)[:, None], dtype)
+
+
+def rotate(x: Float[Array, "row token head half2"], cos: Array, sin: Array) -> Float[Array, "row token head half2"]:
+    """Half-split rotation (the layout of Hugging Face checkpoints)."""
+    a, b = jnp.split(x, 2, axis=-1)
+    cos, sin = cos[None], sin[None]
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def attention(
+    config: ModelConfig,
+    q: Float[Array, "row token head head_dim"],
+    k: Float[Array, "row token kv_head head_dim"],
+    v: Float[Array, "row token kv_head head_dim"],
+    past: Past | None,
+) -> Float[Array, "row token mixed"]:
+    """Causal grouped-query attention in plain `jnp`: fused attention is a custom_vjp and refuses forward mode.
+
+    Rows are padded on the right, so the causal mask alone keeps padding out of every real token. `past` is attended to
+    without being copied to each row.
+    """
+    rows, tokens = q.shape[:2]
+    q = q.reshape(rows, tokens, config.kv_heads, -1, config.head_dim)
+    before = 0 if past is None else past.k.shape[0]
+    scores = jnp.einsum("rtkgh,rskh->rkgts", q, k)
+    if past is not None:
+        scores = jnp.concatenate([jnp.einsum("rtkgh,skh->rkgts", q, past.k), scores], axis=-1)
+    distance = np.arange(before, before + tokens)[:, None] - np.arange(before + tokens)
+    seen = (distance >= 0) & (distance < (config.window or distance.size + 1))
+    scores = scores.astype(wide(q.dtype)) * config.head_dim**-0.5
+    scores = jnp.where(jnp.asarray(seen)[None, None, None], scores, -jnp.inf)
+    p = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
+    mixed = jnp.einsum("rkgts,rskh->rtkgh", p[..., before:], v)
+    if past is not None:
+        mixed = mixed + jnp.einsum("rkgts,skh->rtkgh", p[..., :before], past.v)
+    return mixed.reshape(rows, tokens, -1)
+
+
+def block(
+    config: ModelConfig,
+    params: Block,
+    x: Float[Array, "row token hidden"],
+    taps: dict[str, Any],
+    rule: TapRule = NO_TAPS.rule,
+    past: Past | None = None,
+) -> tuple[dict[str, Array], tuple[Array, Array], dict[str, Array]]:
+    """One transformer block.
+
+    Returns:
+        the streams a reader can ask for, by the names in `SITES`; rotated keys and values of these tokens, for `Past`; and the
+        input of every operation (`LINEAR` and `SCALE` say which operation reads which).
+    """
+    inputs: dict[str, Array] = {}
+
+    def scale(name: str, x: Array) -> Array:
+        inputs[SCALE[name]] = x
+        return add_tap(x * getattr(params, name), rule, taps.get(name), x)
+
+    def linear(name: str, x: Array) -> Array:
+        inputs[LINEAR[name]] = x
+        p: Linear = getattr(params, name)
+        y = jnp.einsum("...i,oi->...o", x, p.w)
+        y = y if p.b is None else y + jnp.expand_dims(p.b, range(y.ndim - 1))
+        return add_tap(y, rule, taps.get(name), x)
+
+    def heads(x: Array) -> Array:
+        return x.reshape(*x.shape[:2], -1, config.head_dim)
+
+    start = 0 if past is None else past.k.shape[0]
+    cos, sin = rotary(config, start, x.shape[1], x.dtype)
+    a = scale("attn_norm", unit_rms(x, config.norm_eps))
+    k, v = rotate(heads(linear("k", a)), cos, sin), heads(linear("v", a))
+    mixed = attention(config, rotate(heads(linear("q", a)), cos, sin), k, v, past)
+    attn_out = linear("o", mixed)
+    middle = x + attn_out
+    m = scale("mlp_norm", unit_rms(middle, config.norm_eps))
+    mlp_out = linear("down", jax.nn.silu(linear("gate", m)) * linear("up", m))
+    streams = {"resid_pre": x, "attn_out": attn_out, "mlp_out": mlp_out, "resid_post": middle + mlp_out}
+    return streams, (k, v), inputs
+
+
+def embed(params: Params, tokens: Int[Array, "row token"], taps: TapSource = NO_TAPS) -> Float[Array, "row token hidden"]:
+    """Residual stream before the first block. The tap's input is the token ids."""
+    return add_tap(params.embed[tokens], taps.rule, taps.tree["embed"], tokens)
+
+
+def unembed(
+    config: ModelConfig, params: Params, x: Float[Array, "row position hidden"], taps: TapSource = NO_TAPS
+) -> tuple[Float[Array, "row position vocab"], dict[str, Array]]:
+    """Final norm and unembedding → logits, and the inputs of both operations."""
+    unit = unit_rms(x, config.norm_eps)
+    n = add_tap(unit * params.final_norm, taps.rule, taps.tree["final_norm"], unit)
+    table = params.embed if params.unembed is None else params.unembed
+    logits = jnp.einsum("...i,vi->...v", n, table)
+    return add_tap(logits, taps.rule, taps.tree["unembed"], n), {"final_unit": unit, "final_in": n}
+
+
+class Hidden(NamedTuple):
+    """What `run_blocks` returns: the last residual stream, the stream read at `site`, and every operation's input."""
+
+    x: Float[Array, "row token hidden"]
+    read: Float[Array, "row hidden"] | None
+    inputs: dict[str, Float[Array, "layer row token _"]]
+
+
+def run_blocks(
+    config: ModelConfig,
+    params: Params,
+    x: Float[Array, "row token hidden"],
+    taps: TapSource = NO_TAPS,
+    *,
+    read: tuple[str, int, Int[Array, " row"]] | None = None,
+    keep_inputs: bool = False,
+) -> Hidden:
+    """All blocks under `lax.scan`. `read` = (site, layer, token of each row) asks for one stream at one token per row."""
+    site, layer, at = read or ("resid_post", -1, jnp.zeros(x.shape[0], jnp.int32))
+
+    def body(carry: tuple[Array, Array], xs: tuple[Any, ...]) -> tuple[tuple[Array, Array], dict[str, Array]]:
+        x, h = carry
+        index, p, tap = xs
+        streams, _, inputs = block(config, p, x, taps.layer(tap), taps.rule)
+        h = jnp.where(index == layer, at_token(streams[site], at), h)
+        return (streams["resid_post"], h), inputs if keep_inputs else {}
+
+    xs = (jnp.arange(config.layers), params.blocks, taps.tree["blocks"])
+    (x, h), inputs = jax.lax.scan(body, (x, jnp.zeros_like(x[:, 0])), xs)
+    return Hidden(x, None if read is None else h, inputs)
+
+
+def at_token(x: Float[Array, "row token hidden"], at: Int[Array, " row"]) -> Float[Array, "row hidden"]:
+    """Each row's vector at its own token."""
+    return jnp.take_along_axis(x, at[:, None, None], axis=1)[:, 0]
+
+
+def at_tokens(x: Float[Array, "row token hidden"], at: Int[Array, "row position"]) -> Float[Array, "row position hidden"]:
+    """Each row's vectors at several tokens."""
+    return jnp.take_along_axis(x, at[:, :, None], axis=1)
+
+
+def logits(config: ModelConfig, params: Params, tokens: Int[Array, "row token"]) -> Float[Array, "row token vocab"]:
+    """Logits at every token: the plain forward pass."""
+    return unembed(config, params, run_blocks(config, params, embed(params, tokens)).x)[0]
