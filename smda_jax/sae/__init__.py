@@ -1,0 +1,1 @@
+"""Sparse autoencoders: encoders and files."""
