@@ -1,0 +1,71 @@
+"""What a parameter step adds to the output of each operation.
+
+A plain SGD step changes a linear layer's weight by `ΔW = -η Σ_s δ[s] ⊗ a[s]`, s over the pair's tokens. On another input x the
+layer's output then changes by `ΔW x`, which needs the factors only. Each class below is one such change, for one pair;
+called with the input that an operation reads, it returns what the step adds to the operation's output. Deltas carry the
+factor -η already.
+"""
+
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from smda_jax.kernels.low_rank import low_rank_product
+
+
+@struct.dataclass
+class LinearStep:
+    """Step of a linear operation: `(x aᵀ) d`, plus `Σ_s d[s]` where it has a bias."""
+
+    a: Float[Array, "token in"]
+    d: Float[Array, "token out"]
+    biased: bool = struct.field(pytree_node=False, default=False)
+
+    def __call__(self, x: Float[Array, "row position in"]) -> Float[Array, "row position out"]:
+        """See the class."""
+        y = low_rank_product(x, self.a, self.d)
+        return y + self.d.sum(axis=0)[None, None] if self.biased else y
+
+
+@struct.dataclass
+class ScaleStep:
+    """Step of a norm's scale: `x ⊙ Δscale`."""
+
+    g: Float[Array, " hidden"]
+
+    def __call__(self, x: Float[Array, "row position hidden"]) -> Float[Array, "row position hidden"]:
+        """See the class."""
+        return x * self.g[None, None]
+
+
+@struct.dataclass
+class EmbedStep:
+    """Step of the embedding table, looked up at token ids.
+
+    The table moves by `d[s]` in the row of each of the pair's tokens; where it is also the unembedding, by
+    `Σ_s head.d[s] ⊗ head.a[s]` besides.
+    """
+
+    tokens: Int[Array, " token"]
+    d: Float[Array, "token hidden"]
+    head: LinearStep | None
+
+    def __call__(self, x: Int[Array, "row token"]) -> Float[Array, "row token hidden"]:
+        """See the class."""
+        same = (x[:, :, None] == self.tokens[None, None]).astype(self.d.dtype)
+        y = same @ self.d
+        return y if self.head is None else y + self.head.d.T[x] @ self.head.a
+
+
+@struct.dataclass
+class UnembedStep:
+    """Step of the unembedding; where it is also the embedding table, `looked_up` holds the other half of its step."""
+
+    head: LinearStep
+    looked_up: EmbedStep | None
+
+    def __call__(self, x: Float[Array, "row position hidden"]) -> Float[Array, "row position vocab"]:
+        """See the class."""
+        y = self.head(x)
+        if self.looked_up is None:
+            return y
+        return y.at[:, :, self.looked_up.tokens].add(x @ self.looked_up.d.T)
