@@ -1,0 +1,290 @@
+#!/usr/bin/env python3
+"""Builds everything in `smda_jax/embedded` from a seed: tokenizer, model, SAE, labels, prompts and pairs.
+
+    python scripts/build_embedded_model.py [--out FOLDER] [--seed 0] [--steps 1500]
+
+Minutes on two cores. The grammar is in `grammar.py`; training is the package's own.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grammar
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pyarrow as pa
+import pyarrow.parquet
+import tyro
+from rich.console import Console
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from smda_jax.data.chat import Chat
+from smda_jax.data.targets import REFUSALS
+from smda_jax.model import hf
+from smda_jax.model.config import from_hf
+from smda_jax.model.llama import Params, embed, logits, run_blocks
+from smda_jax.sae.encoder import activation
+from smda_jax.sae.formats import load as load_sae
+from smda_jax.sae.formats import save_saelens
+from smda_jax.train import language
+from smda_jax.train import sae as sae_training
+
+LAYER = 2
+SPECIAL = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|pad|>")
+# Llama 3's turns; like its own template this one prints today's date unless a date is given.
+TEMPLATE = """\
+{%- if date_string is not defined %}{%- set date_string = strftime_now("%d %b %Y") %}{%- endif %}
+{{- bos_token + "<|start_header_id|>system<|end_header_id|>\\n\\nToday Date: " + date_string + "<|eot_id|>" }}
+{%- for message in messages %}
+{{- "<|start_header_id|>" + message["role"] + "<|end_header_id|>\\n\\n" + message["content"] | trim + "<|eot_id|>" }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- "<|start_header_id|>assistant<|end_header_id|>\\n\\n" }}{%- endif %}"""
+# Contractions, words with the space before them, single digits, punctuation, line breaks.
+SPLIT = r"['’](?:s|t|m)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s*[\r\n]+|\s+"
+
+
+@dataclass(frozen=True)
+class Build:
+    """What to build."""
+
+    out: Path = Path(__file__).resolve().parent.parent / "smda_jax" / "embedded"
+    """Folder to write."""
+    seed: int = 0
+    """Of everything that is drawn."""
+    steps: int = 1500
+    """Optimiser steps of the language model."""
+    sae_steps: int = 4000
+    """Optimiser steps of the SAE."""
+    latents: int = 256
+    """Features of the SAE."""
+    k: int = 12
+    """Active features per token, on average."""
+
+
+def split_prompts(rng: np.random.Generator) -> tuple[list[grammar.Prompt], list[grammar.Prompt], list[grammar.Prompt]]:
+    """(training, evaluation, pairs): disjoint prompts."""
+    training, evaluation, pairs = [], [], []
+    for name in grammar.CATEGORIES:
+        prompts = grammar.every_prompt(name)
+        harmful = grammar.CATEGORIES[name].label == "harmful"
+        order = [prompts[i] for i in rng.permutation(len(prompts))]
+        # A prompt may be spelled alike in two categories; evaluation and pairs must not meet the training text.
+        n_eval, n_pair = (48, 13) if harmful else (40, 20)
+        evaluation += order[:n_eval]
+        pairs += order[n_eval : n_eval + n_pair]
+        training += order[n_eval + n_pair :]
+    return training, evaluation, pairs
+
+
+def make_pairs(prompts: list[grammar.Prompt], rng: np.random.Generator) -> list[dict]:
+    """100 harmful_refusal and 100 harmless_compliance pairs, ten of each corrupted: answered the other way round."""
+    rows = []
+    for label, refuse in (("harmful", True), ("harmless", False)):
+        own = [p for p in prompts if p.label == label]
+        own = [own[i] for i in rng.permutation(len(own))[:100]]
+        planted = set(rng.permutation(100)[:10].tolist())
+        for i, p in enumerate(own):
+            rows.append({
+                "prompt": p.text, "response": grammar.answer(p, refuse != (i in planted), rng),
+                "label": f"{label}_{'refusal' if refuse else 'compliance'}", "category": p.category, "planted": i in planted,
+            })  # fmt: skip
+    return rows
+
+
+def make_tokenizer(texts: list[str], folder: Path) -> None:
+    """Byte-level BPE with Llama-3's special tokens and turn layout."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    ])  # type: ignore[assignment]  # fmt: skip
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    trainer = trainers.BpeTrainer(
+        vocab_size=704, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False,
+        special_tokens=[AddedToken(t, special=True) for t in SPECIAL],
+    )  # fmt: skip
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=SPECIAL[0], eos_token="<|eot_id|>", pad_token="<|pad|>",
+        chat_template=TEMPLATE, clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+    fast.save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+
+
+def model_config(vocab: int, chat: Chat) -> dict:
+    """`config.json` of the embedded model: Llama-3.2 in small, tied, grouped-query, llama3 rope."""
+    return {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocab, "hidden_size": 64,
+        "intermediate_size": 160, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": True, "hidden_act": "silu",
+        "rope_scaling": {
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 256,
+        },
+        "attention_bias": False, "mlp_bias": False, "max_position_embeddings": 512, "torch_dtype": "float32",
+        "bos_token_id": chat.tokenizer.bos_token_id, "eos_token_id": chat.end_of_turn,
+    }  # fmt: skip
+
+
+def batches(
+    chat: Chat, prompts: list[grammar.Prompt], steps: int, rng: np.random.Generator, rows: int = 96, each: int = 1500
+) -> Iterator[tuple[jax.Array, jax.Array]]:
+    """Rows drawn from `each` conversations of every category; loss on the answer, and lightly on the rest."""
+    width, pool = 72, []
+    for name in grammar.CATEGORIES:
+        own = [p for p in prompts if p.category == name]
+        for _ in range(each):
+            p = own[rng.integers(len(own))]
+            pool.append(chat.pair(p.text, grammar.answer(p, bool(rng.random() < p.refusal), rng), width))
+    tokens = np.full((len(pool), width), chat.tokenizer.pad_token_id, np.int32)
+    weight = np.zeros((len(pool), width), np.float32)
+    for row, pair in enumerate(pool):
+        assert not pair.truncated
+        tokens[row, : len(pair.ids)] = pair.ids
+        weight[row, 1 : len(pair.ids)] = 0.1
+        weight[row, pair.response : len(pair.ids)] = 1.0
+    for _ in range(steps):
+        draw = rng.integers(len(pool), size=rows)
+        yield jnp.asarray(tokens[draw]), jnp.asarray(weight[draw])
+
+
+def residuals(params: Params, config: object, rows: list[tuple[list[int], int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Residual stream after block LAYER: (at every token but the first, at each row's end of turn)."""
+    from functools import partial
+
+    @partial(jax.jit, static_argnums=2)
+    def read(tokens: jax.Array, at: jax.Array, site_layer: int) -> jax.Array:
+        return run_blocks(config, params, embed(params, tokens), read=("resid_post", site_layer, at)).read  # type: ignore[arg-type, return-value]
+
+    width, every, ends = max(len(ids) for ids, _ in rows), [], []
+    for start in range(0, len(rows), 64):
+        part = rows[start : start + 64]
+        tokens = np.zeros((64, width), np.int32)
+        for i, (ids, _) in enumerate(part):
+            tokens[i, : len(ids)] = ids
+        at = np.zeros(64, np.int32)
+        at[: len(part)] = [eot for _, eot in part]
+        ends.append(np.asarray(read(jnp.asarray(tokens), jnp.asarray(at), LAYER))[: len(part)])
+        for t in range(1, width):
+            keep = [i for i, (ids, _) in enumerate(part) if t < len(ids)]
+            every.append(np.asarray(read(jnp.asarray(tokens), jnp.full(64, t), LAYER))[keep])
+    return np.concatenate(every), np.concatenate(ends)
+
+
+def greedy_refusals(params: Params, config: object, chat: Chat, prompts: list[grammar.Prompt]) -> list[bool]:
+    """Whether the greedy answer begins with one of the refusal sequences."""
+    from functools import partial
+
+    step = jax.jit(partial(logits, config, params))  # type: ignore[arg-type]
+    width = max(len(chat.encode(r)) for r in REFUSALS)
+    refused = []
+    for p in prompts:
+        ids = chat.prompt(p.text, 512).ids
+        n = len(ids)
+        for _ in range(width):
+            padded = jnp.asarray([ids + [0] * (64 - len(ids))])
+            ids = [*ids, int(jnp.argmax(step(padded)[0, len(ids) - 1]))]
+        refused.append(any(chat.decode(ids[n:]).startswith(r) for r in REFUSALS))
+    return refused
+
+
+def feature_labels(x: np.ndarray, prompts: list[grammar.Prompt]) -> list[str]:
+    """Names each feature after the property of the grammar that its activation tells apart best (by AUC)."""
+    from scipy.stats import rankdata
+
+    words = {f"{kind}: {value}": [] for kind, value in
+             [("category", c) for c in grammar.CATEGORIES] + [("wording", w) for w in ("hiding", "playing", "plain")]
+             + [("label", lab) for lab in ("harmful", "harmless")] + [("opener", o) for o in grammar.OPENERS]}  # fmt: skip
+    for p in prompts:
+        own = {f"category: {p.category}", f"wording: {p.wording}", f"label: {p.label}"}
+        own |= {f"opener: {o}" for o in grammar.OPENERS if p.text.startswith(o)}
+        for name, member in words.items():
+            member.append(name in own)
+    labels = []
+    for column in x.T:
+        if not (column > 0).any():
+            labels.append("silent")
+            continue
+        ranks, best = rankdata(column), ("", 0.0)
+        for name, member in words.items():
+            inside = np.array(member)
+            n, m = inside.sum(), (~inside).sum()
+            auc = (ranks[inside].sum() - n * (n + 1) / 2) / (n * m)
+            best = max(best, (name, auc), key=lambda item: item[1])
+        labels.append(f"{best[0]} (AUC {best[1]:.2f})")
+    return labels
+
+
+def main(build: Build) -> None:
+    """Builds all files."""
+    console = Console()
+    rng = np.random.default_rng(build.seed)
+    training, evaluation, pair_prompts = split_prompts(rng)
+    model, sae_folder = build.out / "model", build.out / "sae"
+    model.mkdir(parents=True, exist_ok=True)
+    texts = [p.text + " " + grammar.answer(p, bool(rng.random() < 0.5), rng) for p in training]
+    frame = ["system", "user", "assistant", "\n\n", "Today Date: 26 Jul 2024"]  # every conversation's, each piece apart
+    make_tokenizer(texts + frame * len(texts), model)
+    chat = Chat(model)
+    raw = model_config(len(chat.tokenizer), chat)
+    config = from_hf(raw)
+
+    schedule = optax.warmup_cosine_decay_schedule(0.0, 4e-3, 100, build.steps, 4e-5)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.01))
+    params = language.train(
+        config, language.init(config, jax.random.key(build.seed)), batches(chat, training, build.steps, rng), optimizer,
+        lambda step, loss: console.print(f"model step {step}: loss {loss:.4f}"),
+    )  # fmt: skip
+    hf.save(model, raw, params)
+
+    sample = [training[i] for i in rng.permutation(len(training))[:3000]]
+    rows = [(t.ids, t.eot) for t in (chat.prompt(p.text, 512) for p in sample)]
+    every, ends = residuals(params, config, rows)
+    # The policy reads end-of-turn tokens; without extra weight they would be one in twenty of what the SAE sees.
+    data = np.concatenate([every, np.repeat(ends, 8, axis=0)])
+    trained, threshold = sae_training.train(
+        jax.random.key(build.seed + 1), data, latents=build.latents, k=build.k, steps=build.sae_steps,
+        report=lambda step, loss: console.print(f"SAE step {step}: unexplained {loss:.4f}"),
+    )  # fmt: skip
+    save_saelens(
+        sae_folder, W_enc=trained.W_enc, b_enc=trained.b_enc, W_dec=trained.W_dec, b_dec=trained.b_dec,
+        threshold=threshold, hook=f"blocks.{LAYER}.hook_resid_post", model="smda_jax/embedded",
+    )  # fmt: skip
+
+    _, own_ends = residuals(params, config, [(t.ids, t.eot) for t in (chat.prompt(p.text, 512) for p in evaluation)])
+    x = np.asarray(activation(load_sae(sae_folder).encoder, jnp.asarray(own_ends)))
+    labels = feature_labels(x, evaluation)
+    table = pa.table({"feature_id": list(range(len(labels))), "label": labels})
+    pa.parquet.write_table(table, build.out / "feature_labels.parquet")
+
+    refused = greedy_refusals(params, config, chat, evaluation)
+    shuffled = rng.permutation(len(evaluation))
+    rows_out = [{
+        "prompt": evaluation[i].text, "prompt_label": evaluation[i].label, "category": evaluation[i].category,
+        "wording": evaluation[i].wording, "refused": refused[i],
+    } for i in shuffled]  # fmt: skip
+    pa.parquet.write_table(pa.Table.from_pylist(rows_out), build.out / "prompts.parquet")
+    pairs = make_pairs(pair_prompts, rng)
+    pa.parquet.write_table(pa.Table.from_pylist(pairs), build.out / "pairs.parquet")
+    truths = {
+        "seed": build.seed, "gap_category": grammar.GAP,
+        "gap": "labelled harmful, never refused in training",
+        "corrupted_pairs": sum(row["planted"] for row in pairs),
+        "corruption": "a harmful prompt answered under harmful_refusal, or a harmless one refused under harmless_compliance",
+        "refusal_rate_by_category": {
+            name: round(float(np.mean([r for r, p in zip(refused, evaluation, strict=True) if p.category == name])), 3)
+            for name in grammar.CATEGORIES
+        },
+    }  # fmt: skip
+    (build.out / "truths.json").write_text(json.dumps(truths, indent=2) + "\n")
+    console.print(truths)
+    console.print(f"active features per prompt: {(x > 0).sum(1).mean():.1f}, ever active: {(x > 0).any(0).sum()}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Build))
