@@ -34,9 +34,7 @@ class Rope:
         if self.kind == "linear":
             return f / self.factor
         wavelength = 2 * math.pi / f
-        blend = (self.original_length / wavelength - self.low_freq_factor) / (
-            self.high_freq_factor - self.low_freq_factor
-        )
+        blend = (self.original_length / wavelength - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
         blend = np.clip(blend, 0.0, 1.0)
         return (1 - blend) * f / self.factor + blend * f
 

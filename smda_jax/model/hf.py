@@ -28,6 +28,7 @@ _BLOCK = {
 _EMBED, _FINAL_NORM, _UNEMBED = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _DERIVED = "rotary_emb.inv_freq"  # old checkpoints store it; it follows from config.json
+PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model"]  # of a Hub repository
 SHARD_BYTES = 5 * 10**9
 
 
@@ -51,7 +52,9 @@ def fetch(model: str | Path, patterns: list[str]) -> Path:
         return Path(huggingface_hub.snapshot_download(repo, allow_patterns=patterns))
     except Exception as error:  # the hub raises many types: offline, gated, unknown, malformed id
         first = str(error).strip().splitlines()[0]
-        raise InputError(model, f"not a folder, and not fetched from the Hub: {first}", "check id, access and network") from error
+        raise InputError(
+            model, f"not a folder, and not fetched from the Hub: {first}", "check id, access and network"
+        ) from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -147,16 +150,14 @@ def load(
     Raises:
         InputError: the checkpoint is incomplete, of another shape than its config says, not implemented, or not finite.
     """
-    folder = fetch(model, ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model"])
+    folder = fetch(model, PATTERNS)
     config = from_hf(read_config(folder), folder / "config.json")
     if cache is not None:
         return config, _cached(folder, config, dtype, sharding, cache)
     return config, _convert(folder, config, dtype, sharding)
 
 
-def _convert(
-    folder: Path, config: ModelConfig, dtype: Any, sharding: Callable[[str], Sharding] | None
-) -> Params:
+def _convert(folder: Path, config: ModelConfig, dtype: Any, sharding: Callable[[str], Sharding] | None) -> Params:
     tensors = Tensors(folder)
     where = sharding or (lambda _: SingleDeviceSharding(jax.devices()[0]))
     if dtype is None:
@@ -165,7 +166,7 @@ def _convert(
 
     def single(path: str, name: str, shape: tuple[int, ...]) -> Array:
         read = tensors.get(name, shape)
-        array = jax.make_array_from_callback(shape, where(path), lambda i: np.asarray(read(i)).astype(dtype))
+        array = jax.make_array_from_callback(shape, where(path), lambda i: np.asarray(read(i or ())).astype(dtype))
         _refuse_non_finite(array[None], [name], folder)
         return array
 
@@ -173,7 +174,8 @@ def _convert(
         names = [_name(layer, operation, part) for layer in range(config.layers)]
         readers = [tensors.get(name, shape) for name in names]
 
-        def fill(index: tuple[slice, ...]) -> np.ndarray:
+        def fill(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
             layers = range(config.layers)[index[0]]
             sizes = [len(range(size)[i]) for size, i in zip(shape, index[1:], strict=True)]
             out = np.empty((len(layers), *sizes), dtype)
@@ -217,29 +219,26 @@ def _refuse_non_finite(array: Array, names: list[str], folder: Path) -> None:
         raise InputError(folder, f"tensor {names[int(np.argmin(finite))]} holds NaN or infinity", "fetch it again")
 
 
-def _cached(
-    folder: Path, config: ModelConfig, dtype: Any, sharding: Callable[[str], Sharding] | None, cache: Path
-) -> Params:
+def _cached(folder: Path, config: ModelConfig, dtype: Any, sharding: Callable[[str], Sharding] | None, cache: Path) -> Params:
     path = (cache / f"{fingerprint(folder)[:24]}-{'own' if dtype is None else jnp.dtype(dtype).name}").absolute()
     if path.exists():
-        like: Any = ocp.pytree_metadata(path).metadata
+        like: Any = ocp.metadata(str(path)).metadata
         abstract = _as_params(like, config)
         if sharding is not None:
             abstract = jax.tree_util.tree_map_with_path(
-                lambda key, leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding(parameter_path(key))), abstract
+                lambda key, leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding(parameter_path(key))),
+                abstract,
             )
-        return ocp.load_pytree(path, abstract)
+        return ocp.load(str(path), abstract)
     params = _convert(folder, config, dtype, sharding)
-    ocp.save_pytree(path, params)
+    ocp.save(str(path), params)
     return params
 
 
 def _as_params(like: Any, config: ModelConfig) -> Params:
     dtype = like["embed"].dtype
     here = SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=here), abstract_params(config, dtype)
-    )
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=here), abstract_params(config, dtype))
 
 
 def parameter_path(key: tuple[Any, ...]) -> str:

@@ -12,19 +12,27 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jaxtyping import Array, Float, Int
 
 from smda_jax.model.config import ModelConfig
+from smda_jax.pytree import pytree
 
 # Operation of a block -> the input it reads. Operations that share an input are listed under one name.
-LINEAR = {"q": "attn_in", "k": "attn_in", "v": "attn_in", "o": "attn_mix", "gate": "mlp_in", "up": "mlp_in", "down": "mlp_act"}
+LINEAR = {
+    "q": "attn_in",
+    "k": "attn_in",
+    "v": "attn_in",
+    "o": "attn_mix",
+    "gate": "mlp_in",
+    "up": "mlp_in",
+    "down": "mlp_act",
+}
 SCALE = {"attn_norm": "attn_unit", "mlp_norm": "mlp_unit"}
 
 SITES = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 
 
-@struct.dataclass
+@pytree
 class Linear:
     """A linear operation, in the checkpoint's own orientation: `y = x @ w.T + b`."""
 
@@ -32,7 +40,7 @@ class Linear:
     b: Float[Array, "*layer out"] | None = None
 
 
-@struct.dataclass
+@pytree
 class Block:
     """Parameters of one transformer block; stacked, every leaf has the layer axis first."""
 
@@ -47,7 +55,7 @@ class Block:
     down: Linear
 
 
-@struct.dataclass
+@pytree
 class Params:
     """All parameters. `unembed` is None where the embedding is tied to it."""
 
@@ -87,6 +95,10 @@ def add_tap(y: Array, rule: TapRule, tap: Any, x: Array) -> Array:
     return y if tap is None else y + rule(tap, x)
 
 
+def _along_rows(vector: Float[Array, " out"], x: Float[Array, "... out"]) -> Float[Array, "... out"]:
+    return jnp.expand_dims(vector, range(x.ndim - 1))
+
+
 def output_sizes(config: ModelConfig) -> dict[str, int]:
     """Width of the output of every operation of a block."""
     kv = config.kv_heads * config.head_dim
@@ -113,7 +125,7 @@ def zero_taps(config: ModelConfig, rows: int, tokens: int, positions: int, dtype
 
 def wide(dtype: Any) -> Any:
     """Precision of norms, softmax and losses: at least float32."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return jnp.float64 if dtype == jnp.float64 else jnp.float32
 
 
 def unit_rms(x: Float[Array, "... hidden"], eps: float) -> Float[Array, "... hidden"]:
@@ -182,13 +194,13 @@ def block(
 
     def scale(name: str, x: Array) -> Array:
         inputs[SCALE[name]] = x
-        return add_tap(x * getattr(params, name), rule, taps.get(name), x)
+        return add_tap(x * _along_rows(getattr(params, name), x), rule, taps.get(name), x)
 
     def linear(name: str, x: Array) -> Array:
         inputs[LINEAR[name]] = x
         p: Linear = getattr(params, name)
         y = jnp.einsum("...i,oi->...o", x, p.w)
-        y = y if p.b is None else y + jnp.expand_dims(p.b, range(y.ndim - 1))
+        y = y if p.b is None else y + _along_rows(p.b, y)
         return add_tap(y, rule, taps.get(name), x)
 
     def heads(x: Array) -> Array:
@@ -217,7 +229,7 @@ def unembed(
 ) -> tuple[Float[Array, "row position vocab"], dict[str, Array]]:
     """Final norm and unembedding → logits, and the inputs of both operations."""
     unit = unit_rms(x, config.norm_eps)
-    n = add_tap(unit * params.final_norm, taps.rule, taps.tree["final_norm"], unit)
+    n = add_tap(unit * _along_rows(params.final_norm, unit), taps.rule, taps.tree["final_norm"], unit)
     table = params.embed if params.unembed is None else params.unembed
     logits = jnp.einsum("...i,vi->...v", n, table)
     return add_tap(logits, taps.rule, taps.tree["unembed"], n), {"final_unit": unit, "final_in": n}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,13 +47,15 @@ def train(
 ) -> Params:
     """One optimiser step per batch of (tokens, weight of each token's loss)."""
 
-    @partial(jax.jit, donate_argnums=(0, 1))
-    def step(params: Params, state: optax.OptState, tokens: Array, weight: Array) -> tuple[Params, optax.OptState, Array]:
-        value, grad = jax.value_and_grad(partial(loss, config))(params, tokens, weight)
-        updates, state = optimizer.update(grad, state, params)
-        return optax.apply_updates(params, updates), state, value
+    rule: Any = optimizer  # optax's types know plain containers only, not dataclasses
 
-    state = optimizer.init(params)
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def step(params: Params, state: optax.OptState, tokens: Array, weight: Array) -> tuple:
+        value, grad = jax.value_and_grad(partial(loss, config))(params, tokens, weight)
+        updates, state = rule.update(grad, state, params)
+        return jax.tree.map(jnp.add, params, updates), state, value
+
+    state = rule.init(params)
     for index, (tokens, weight) in enumerate(batches):
         params, state, value = step(params, state, tokens, weight)
         if index % 50 == 0:

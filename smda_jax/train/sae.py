@@ -2,16 +2,18 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import struct
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from smda_jax.pytree import pytree
 
-@struct.dataclass
+
+@pytree
 class SAEParams:
     """Encoder reads the raw activation; the decoder bias is only added on the way out."""
 
@@ -68,7 +70,7 @@ def train(
     """
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     params = init(key, jnp.asarray(activations.mean(0)), latents)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(learning_rate, steps)))
+    optimizer: Any = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(learning_rate, steps)))
     state = optimizer.init(params)
     variance = float(np.mean(np.sum((activations - activations.mean(0)) ** 2, axis=1)))
 
@@ -86,7 +88,7 @@ def train(
     def step(params: SAEParams, state: optax.OptState, x: Array, dead: Array) -> tuple:
         (value, (cut, used)), grad = jax.value_and_grad(objective, has_aux=True)(params, x, dead)
         updates, state = optimizer.update(grad, state, params)
-        return optax.apply_updates(params, updates), state, value, cut, used
+        return jax.tree.map(jnp.add, params, updates), state, value, cut, used
 
     threshold, silent_for = 0.0, np.zeros(latents, int)
     for index in range(steps):
