@@ -8,9 +8,10 @@ from jaxtyping import Array, Float, Int
 
 from smda_jax.data.chat import LossScope, PairTokens, PromptTokens
 from smda_jax.data.targets import Targets
+from smda_jax.pytree import pytree
 
 
-@struct.dataclass
+@pytree
 class PromptBatch:
     """Prompts, each with the histories of the target sequences appended: `rows` = prompt x history.
 
@@ -27,7 +28,7 @@ class PromptBatch:
     shared: int = struct.field(pytree_node=False, default=0)
 
 
-@struct.dataclass
+@pytree
 class PairBatch:
     """Training pairs.
 
@@ -57,14 +58,41 @@ def shared_length(prompts: Sequence[PromptTokens]) -> int:
     return next((i for i, (a, b) in enumerate(zip(first[:limit], last[:limit], strict=False)) if a != b), limit)
 
 
-def blocks_by_length(lengths: Sequence[int], size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """(rows, padded length) of blocks of at most `size` items of one bucket; a pure function of the lengths."""
-    padded = np.array([padded_length(n) for n in lengths])
-    order = np.lexsort((np.arange(len(padded)), padded))
-    for bucket in np.unique(padded):
-        own = order[padded[order] == bucket]
+SLACK = 1.25
+
+
+def bucket_widths(lengths: Sequence[int], slack: float = SLACK) -> list[int]:
+    """The fewest widths under which padding adds at most `slack - 1` to the tokens, each a `padded_length`.
+
+    Every width is a compilation, every padded token work. A pure function of the lengths.
+    """
+    padded = sorted(padded_length(n) for n in lengths)
+    widths = sorted(set(padded))
+    count = np.array([padded.count(w) for w in widths])
+    # cost[j] = padded tokens of everything up to width j, by the best choice of `most` widths ending in j
+    cost = np.array([w * count[: j + 1].sum() for j, w in enumerate(widths)], float)
+    before = [[-1] * len(widths)]
+    while cost[-1] > slack * sum(lengths) and len(before) < len(widths):
+        options = np.array([[cost[i] + widths[j] * count[i + 1 : j + 1].sum() if i < j else np.inf for i in range(len(widths))]
+                            for j in range(len(widths))])  # fmt: skip
+        best = options.argmin(axis=1)
+        cost = np.where(best >= 0, options[np.arange(len(widths)), best], np.inf)
+        before.append(best.tolist())
+    chosen, j = [], len(widths) - 1
+    for previous in reversed(before):
+        chosen.append(widths[j])
+        j = previous[j]
+    return chosen[::-1]
+
+
+def blocks_by_length(lengths: Sequence[int], size: int, slack: float = SLACK) -> Iterator[tuple[np.ndarray, int]]:
+    """(rows, width) of blocks of at most `size` items of one bucket; a pure function of the lengths."""
+    widths = bucket_widths(lengths, slack)
+    bucket = np.searchsorted(widths, lengths)
+    for index, width in enumerate(widths):
+        own = np.flatnonzero(bucket == index)
         for start in range(0, len(own), size):
-            yield own[start : start + size], int(bucket)
+            yield own[start : start + size], width
 
 
 def prompt_batch(prompts: Sequence[PromptTokens], targets: Targets, width: int, shared: int, rows: int) -> PromptBatch:
@@ -88,11 +116,14 @@ def scored_positions(pair: PairTokens, scope: LossScope) -> np.ndarray:
     return np.arange(first - 1, len(pair.ids) - 1)
 
 
-def pair_batch(pairs: Sequence[PairTokens], scope: LossScope, width: int, rows: int) -> PairBatch:
-    """A batch of `rows` pairs; where fewer are given the last is repeated, so that the compiled shape stays the same."""
+def pair_batch(pairs: Sequence[PairTokens], scope: LossScope, width: int, rows: int, most: int = 0) -> PairBatch:
+    """A batch of `rows` pairs; where fewer are given the last is repeated, so that the compiled shape stays the same.
+
+    `most` is the least number of scored positions to make room for, for the same reason.
+    """
     filled = [*pairs, *[pairs[-1]] * (rows - len(pairs))]
     positions = [scored_positions(p, scope) for p in filled]
-    most = padded_length(max(map(len, positions)))
+    most = padded_length(max(most, *map(len, positions)))
     tokens = np.zeros((rows, width), np.int32)
     at, target, weight = (np.zeros((rows, most), t) for t in (np.int32, np.int32, np.float64))
     for i, (pair, own) in enumerate(zip(filled, positions, strict=True)):

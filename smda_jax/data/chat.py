@@ -66,7 +66,9 @@ class Chat:
         """Raises InputError: longer than `max_length` tokens, or without an end-of-turn token."""
         ids = self._render([{"role": "user", "content": text}], header=True)
         if len(ids) > max_length:
-            raise InputError(where, f"prompt has {len(ids)} tokens, over max_length {max_length}", "raise --max-length or drop it")
+            raise InputError(
+                where, f"prompt has {len(ids)} tokens, over max_length {max_length}", "raise --max-length or drop it"
+            )
         if self.end_of_turn not in ids:
             raise InputError(where, "the chat template writes no end-of-turn token after the user turn")
         return PromptTokens(ids, len(ids) - 1 - ids[::-1].index(self.end_of_turn))
@@ -91,6 +93,10 @@ class Chat:
                 "raise --max-length or drop the pair",
             )  # fmt: skip
         return PairTokens(ids[:max_length], len(head), len(ids))
+
+    def control_tokens(self, text: str) -> list[str]:
+        """Special tokens spelled out in a text: the tokenizer reads them as control tokens, wherever they come from."""
+        return [token for token in self.tokenizer.all_special_tokens if token in text]
 
     def encode(self, text: str) -> list[int]:
         """Plain token ids, nothing added."""

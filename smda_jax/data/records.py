@@ -4,14 +4,14 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import huggingface_hub
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
 
 from smda_jax.errors import InputError
 
@@ -45,8 +45,7 @@ class Prompts:
 
     def take(self, rows: Sequence[int]) -> "Prompts":
         """The given rows."""
-        columns = (self.text, self.label, self.category, self.refused, self.ids)
-        return Prompts(self.source, *([column[i] for i in rows] for column in columns))
+        return replace(self, **{f.name: [getattr(self, f.name)[i] for i in rows] for f in fields(self) if f.name != "source"})
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,7 @@ class Pairs:
 
     def take(self, rows: Sequence[int]) -> "Pairs":
         """The given rows."""
-        columns = (self.prompt, self.response, self.label, self.category, self.planted, self.ids)
-        return Pairs(self.source, *([column[i] for i in rows] for column in columns))
+        return replace(self, **{f.name: [getattr(self, f.name)[i] for i in rows] for f in fields(self) if f.name != "source"})
 
 
 def read_prompts(source: str | Path) -> Prompts:
@@ -134,12 +132,12 @@ def read_table(source: str | Path) -> tuple[pa.Table, str]:
     path = local_file(source)
     try:
         if path.suffix == ".parquet":
-            return pa.parquet.read_table(path), path.name
+            return pq.read_table(path), path.name
         if path.suffix == ".csv":
-            options = pa.csv.ParseOptions(newlines_in_values=True)
+            options = pacsv.ParseOptions(newlines_in_values=True)
             # Texts such as "null" or "NA" are prompts, not missing values.
-            convert = pa.csv.ConvertOptions(strings_can_be_null=True, quoted_strings_can_be_null=False, null_values=[""])
-            return pa.csv.read_csv(path, parse_options=options, convert_options=convert), path.name
+            convert = pacsv.ConvertOptions(strings_can_be_null=True, quoted_strings_can_be_null=False, null_values=[""])
+            return pacsv.read_csv(path, parse_options=options, convert_options=convert), path.name
         return pa.Table.from_pylist(_json_rows(path)), path.name
     except InputError:
         raise
