@@ -7,11 +7,13 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from smda_jax.pytree import pytree
+
 Rule = Literal["relu", "threshold", "top_k", "gated"]
 Normalisation = Literal["none", "layer_norm", "constant_norm_rescale"]
 
 
-@struct.dataclass
+@pytree
 class Encoder:
     """Encoder of an SAE, or of some of its features.
 
@@ -48,7 +50,11 @@ class Encoder:
 
 
 def relu_proxy(encoder: Encoder) -> Encoder:
-    """The paper's encoder: `relu(h @ W_enc + b_enc)`, with neither decoder bias, normalisation nor the SAE's own gate."""
+    """The paper's encoder: `relu(h @ W_enc + b_enc)`, with neither decoder bias, normalisation nor the SAE's own gate.
+
+    Where an SAE scales its pre-activations (decoder norms that are not folded in, a gated SAE's `r_mag`), W_enc and b_enc are
+    those after scaling, as in the SAE's own inference form.
+    """
     return Encoder(encoder.W, encoder.b)
 
 

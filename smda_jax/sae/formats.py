@@ -97,14 +97,9 @@ def parse_hook(hook: str) -> tuple[str | None, int | None]:
 def save_saelens(
     folder: Path, *, W_enc: Array, b_enc: Array, W_dec: Array, b_dec: Array, threshold: float, hook: str, model: str
 ) -> None:
-    """Writes a trained BatchTopK SAE as SAELens saves one for inference: JumpReLU, decoder norms folded in.
-
-    `threshold` is in units of the decoder's norm, as in `train.sae`.
-    """
-    norm = jnp.maximum(jnp.linalg.norm(W_dec, axis=1), _FOLDED_BY_SIGN)
+    """Writes a trained BatchTopK SAE as SAELens saves one for inference: JumpReLU, everything that can be folded folded in."""
     tensors = {
-        "W_enc": W_enc * norm[None], "b_enc": b_enc * norm, "W_dec": W_dec / norm[:, None], "b_dec": b_dec,
-        "threshold": jnp.full_like(b_enc, threshold),
+        "W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec, "threshold": jnp.full_like(b_enc, threshold),
     }  # fmt: skip
     config = {
         "architecture": "jumprelu", "d_in": W_enc.shape[0], "d_sae": W_enc.shape[1], "dtype": "float32", "device": "cpu",
@@ -129,7 +124,9 @@ def _fetch(source: str) -> Path:
         root = Path(huggingface_hub.snapshot_download(repo, allow_patterns=[prefix + name for name in names]))
     except Exception as error:  # the hub raises many types: offline, gated, unknown, malformed id
         first = str(error).strip().splitlines()[0]
-        raise InputError(source, f"not a folder, and not fetched from the Hub: {first}", "check id, access and network") from error
+        raise InputError(
+            source, f"not a folder, and not fetched from the Hub: {first}", "check id, access and network"
+        ) from error
     return root / inside
 
 
@@ -172,7 +169,7 @@ class _Tensors:
     def encoder(self, W: np.ndarray, b: np.ndarray, rule: Rule, **rest: Any) -> Encoder:
         """Everything is folded in float64 and rounded once, here."""
         self.done()
-        arrays = {k: jnp.asarray(v, self.dtype) if isinstance(v, np.ndarray) else v for k, v in rest.items()}
+        arrays: dict[str, Any] = {k: jnp.asarray(v, self.dtype) if isinstance(v, np.ndarray) else v for k, v in rest.items()}
         return Encoder(jnp.asarray(W, self.dtype), jnp.asarray(b, self.dtype), rule=rule, **arrays)
 
 
@@ -193,7 +190,9 @@ def _saelens(folder: Path, dtype: Any) -> SAE:
     norm = raw.get("normalize_activations") or "none"
     if norm not in _NORMALISATIONS:
         raise InputError(
-            path, f"normalize_activations {norm!r} needs a factor that the file does not hold", "fold it in before saving"
+            path,
+            f"normalize_activations {norm!r} needs a factor that the file does not hold",
+            "fold it in before saving",
         )
     hook = meta.get("hook_name") or raw.get("hook_name") or raw.get("hook_point") or ""
     t = _Tensors.read(folder / "sae_weights.safetensors", dtype)
@@ -215,10 +214,8 @@ def _saelens(folder: Path, dtype: Any) -> SAE:
         return t.encoder(W * fold, bias() * fold, "top_k", k=k, **common)
 
     def jumprelu() -> Encoder:
-        if "log_threshold" in t.values:  # training files of older versions
-            threshold = np.exp(t.take("log_threshold", (s,)))
-        else:
-            threshold = t.take("threshold", (s,))
+        logged = "log_threshold" in t.values  # training files of older versions
+        threshold = np.exp(t.take("log_threshold", (s,))) if logged else t.take("threshold", (s,))
         return t.encoder(W, bias(), "threshold", threshold=threshold, **common)
 
     def batchtopk() -> Encoder:
@@ -236,7 +233,13 @@ def _saelens(folder: Path, dtype: Any) -> SAE:
     }  # fmt: skip
     if kind not in readers:
         raise InputError(path, f"architecture {kind!r} is not implemented", f"{', '.join(readers)} are")
-    return SAE(readers[kind](), kind, str(folder), hook, *_own_site(hook, path, raw.get("hook_layer", raw.get("hook_point_layer"))))
+    return SAE(
+        readers[kind](),
+        kind,
+        str(folder),
+        hook,
+        *_own_site(hook, path, raw.get("hook_layer", raw.get("hook_point_layer"))),
+    )
 
 
 def _sparsify(folder: Path, dtype: Any) -> SAE:
@@ -278,18 +281,38 @@ def _dictionary_learning(folder: Path, dtype: Any) -> SAE:
     s, d = t.values["encoder.weight"].shape
     W, b = t.take("encoder.weight", (s, d)).T, t.take("encoder.bias", (s,))
     t.take("decoder.weight", (d, s))
-    rest: dict[str, Any] = {"shift": t.take("b_dec" if "b_dec" in t.values else "bias", (d,))}
-    rule: Rule = "relu"
-    if "threshold" in t.values:  # BatchTopK
-        rule, rest["threshold"] = "threshold", np.full(s, float(t.take("threshold", ())))
-    k = t.values.pop("k", None)
-    if rule == "relu" and k is not None:
-        rule, rest["k"] = "top_k", int(k)
     raw = _config(folder, "config.json").get("trainer", {}) if (folder / "config.json").exists() else {}
-    layer = raw.get("layer")
-    hook = str(raw.get("submodule_name") or (f"layers.{layer}" if layer is not None else ""))
-    site = (None, None) if layer is None else ("resid_post", int(layer))
-    return SAE(t.encoder(W, b, rule, **rest), "dictionary_learning", str(folder), hook, *site)
+    # A top-k autoencoder stores a threshold too, which its own encoder does not use: the tensors alone do not tell.
+    kinds: dict[str, Rule] = {"AutoEncoder": "relu", "AutoEncoderTopK": "top_k", "BatchTopKSAE": "threshold"}
+    name = raw.get("dict_class") or ("AutoEncoder" if not {"k", "threshold"} & set(t.values) else None)
+    if name not in kinds:
+        raise InputError(path, f"dict_class {name!r} is not implemented", f"its config.json names one of {', '.join(kinds)}")
+    rule = kinds[name]
+    rest: dict[str, Any] = {"shift": t.take("b_dec" if "b_dec" in t.values else "bias", (d,))}
+    k, threshold = t.values.pop("k", None), t.values.pop("threshold", None)
+    if rule == "threshold":
+        rest["threshold"] = np.full(s, float(_needed(threshold, path, "threshold")))
+    if rule == "top_k":
+        rest["k"] = int(_needed(k if k is not None else raw.get("k"), path, "k"))
+    hook = str(raw.get("submodule_name") or "")
+    site, layer = _dictionary_site(hook, raw.get("layer"), path)
+    return SAE(t.encoder(W, b, rule, **rest), "dictionary_learning", str(folder), hook, site, layer)
+
+
+def _needed(value: Any, path: Path, name: str) -> Any:
+    if value is None:
+        raise InputError(path, f"tensor {name} is missing")
+    return value
+
+
+def _dictionary_site(hook: str, layer: int | None, path: Path) -> tuple[str | None, int | None]:
+    """Submodules are named `resid_post_layer_3`; without a name only the layer is known, of the residual stream."""
+    if not hook:
+        return None, layer
+    named = re.fullmatch(r"(resid_post|resid_pre|mlp_out|attention_out)_layer_(\d+)", hook)
+    if not named:
+        return _own_site(hook, path, layer)
+    return named[1].replace("attention_out", "attn_out"), int(named[2])
 
 
 def _sizes(raw: dict[str, Any], path: Path, *names: str) -> list[int]:
