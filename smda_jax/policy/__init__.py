@@ -1,0 +1,1 @@
+"""The symbolic policy: arrays in, arrays out; knows no model."""
