@@ -3,6 +3,7 @@
 import math
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,13 +37,13 @@ KINDS = {  # every checkpoint differs on every axis, and in one thing each
 }  # fmt: skip
 
 
-def make_checkpoint(folder: Path, kind: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
+def make_checkpoint(folder: Path, kind: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> Path:
     """A tiny random checkpoint in the Hugging Face layout, written by transformers."""
     from transformers import AutoConfig
 
-    settings = dict(KINDS[kind])
+    settings = KINDS[kind] | changes
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    config = AutoConfig.for_model(str(settings.pop("model_type")), **settings)
     model = AutoModelForCausalLM.from_config(config).to(dtype)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -52,7 +53,7 @@ def make_checkpoint(folder: Path, kind: str, dtype: torch.dtype = torch.float32,
     return folder
 
 
-def load_double(folder: Path) -> torch.nn.Module:
+def load_double(folder: Path) -> Any:
     """The checkpoint in float64, with the float32 islands of transformers (norms, rotary angles) lifted to float64."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="sdpa").eval()
     config = model.config
@@ -96,7 +97,7 @@ def _frequencies(config) -> list[float]:
     return result
 
 
-def streams(model: torch.nn.Module, ids: list[int]) -> tuple[dict[tuple[str, int], torch.Tensor], torch.Tensor]:
+def streams(model: Any, ids: list[int]) -> tuple[dict[tuple[str, int], torch.Tensor], torch.Tensor]:
     """Every stream an SAE may read, by (site, layer), at every token; and the logits."""
     seen, hooks = {}, []
     for i, layer in enumerate(model.model.layers):
@@ -104,7 +105,9 @@ def streams(model: torch.nn.Module, ids: list[int]) -> tuple[dict[tuple[str, int
             layer.register_forward_pre_hook(lambda m, a, i=i: seen.__setitem__(("resid_pre", i), a[0])),
             layer.self_attn.register_forward_hook(lambda m, a, o, i=i: seen.__setitem__(("attn_out", i), o[0])),
             layer.mlp.register_forward_hook(lambda m, a, o, i=i: seen.__setitem__(("mlp_out", i), o)),
-            layer.register_forward_hook(lambda m, a, o, i=i: seen.__setitem__(("resid_post", i), o[0] if isinstance(o, tuple) else o)),
+            layer.register_forward_hook(
+                lambda m, a, o, i=i: seen.__setitem__(("resid_post", i), o[0] if isinstance(o, tuple) else o)
+            ),
         ]
     logits = model(torch.tensor([ids]), use_cache=False).logits[0]
     for hook in hooks:
@@ -112,30 +115,30 @@ def streams(model: torch.nn.Module, ids: list[int]) -> tuple[dict[tuple[str, int
     return {key: value[0] for key, value in seen.items()}, logits
 
 
-def loss(model: torch.nn.Module, ids: list[int], first: int) -> torch.Tensor:
+def loss(model: Any, ids: list[int], first: int) -> torch.Tensor:
     """Mean cross-entropy of the tokens from `first` on."""
     logits = model(torch.tensor([ids]), use_cache=False).logits[0]
     logp = logits.log_softmax(-1)
     return -torch.stack([logp[t - 1, ids[t]] for t in range(first, len(ids))]).mean()
 
 
-def gradient(model: torch.nn.Module, ids: list[int], first: int) -> tuple[float, list[torch.Tensor]]:
+def gradient(model: Any, ids: list[int], first: int) -> tuple[float, list[torch.Tensor]]:
     """Loss and its gradient with respect to every parameter (a tied table appears once)."""
     model.zero_grad()
     value = loss(model, ids, first)
     value.backward()
-    return float(value), [p.grad.clone() for p in model.parameters()]
+    return value.item(), [p.grad.clone() for p in model.parameters()]
 
 
 @torch.no_grad()
-def move(model: torch.nn.Module, direction: list[torch.Tensor], scale: float) -> None:
+def move(model: Any, direction: list[torch.Tensor], scale: float) -> None:
     """Adds `scale * direction` to the weights."""
     for p, d in zip(model.parameters(), direction, strict=True):
         p.add_(d, alpha=scale)
 
 
 @torch.no_grad()
-def read(model: torch.nn.Module, ids: list[int], eot: int, site: tuple[str, int], sequences: list[list[int]]) -> tuple[np.ndarray, float]:
+def read(model: Any, ids: list[int], eot: int, site: tuple[str, int], sequences: list[list[int]]) -> tuple[np.ndarray, float]:
     """h at `eot`, and Y with every target sequence run on its own."""
     h = streams(model, ids)[0][site][eot].numpy().copy()
     scores = []

@@ -1,6 +1,5 @@
 """Per-pair loss gradients in factored form: operation inputs and the loss gradient at operation outputs."""
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +9,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from smda_jax.data.batches import PairBatch
-from smda_jax.jacobian.injection import EmbedStep, LinearStep, ScaleStep, UnembedStep
+from smda_jax.jacobian.injection import EmbedStep, LinearStep, MergedStep, ScaleStep, UnembedStep
 from smda_jax.model.config import ModelConfig
 from smda_jax.model.llama import (
     LINEAR,
@@ -24,15 +23,21 @@ from smda_jax.model.llama import (
     wide,
     zero_taps,
 )
+from smda_jax.pytree import pytree
 
 
-@struct.dataclass
+@pytree
 class Factors:
     """SGD steps of a block of pairs, from the same base weights; deltas carry -η.
 
+    A linear operation is kept as two factors where they are smaller than its matrix, and merged where they are not: with s
+    tokens, both storage and the work of an injection are s·(in + out) factored and in·out merged. Real models are factored
+    throughout; models narrower than the pairs are long are not.
+
     Attributes:
-        inputs: of the linear operations, by the input's name.
-        deltas: of the linear operations, at their outputs.
+        inputs: of the factored linear operations, by the input's name.
+        deltas: of the factored linear operations, at their outputs.
+        merged: whole steps of the other linear operations (weight, and bias where they have one).
         scales: whole steps of the norms' scales in the blocks.
         tokens: the pairs' token ids.
         embed: deltas at the embedding's output.
@@ -44,6 +49,7 @@ class Factors:
 
     inputs: dict[str, Float[Array, "layer pair token _"]]
     deltas: dict[str, Float[Array, "layer pair token _"]]
+    merged: dict[str, tuple[Float[Array, "layer pair _ _"], Float[Array, "layer pair _"] | None]]
     scales: dict[str, Float[Array, "layer pair hidden"]]
     tokens: Int[Array, "pair token"]
     embed: Float[Array, "pair token hidden"]
@@ -60,8 +66,7 @@ class Factors:
     def axes(self) -> Any:
         """The pair axis of every leaf, for `vmap`."""
         first = jax.tree.map(lambda _: 0, self)
-        second = {k: jax.tree.map(lambda _: 1, getattr(self, k)) for k in ("inputs", "deltas", "scales")}
-        return first.replace(**second)
+        return first.replace(**{k: jax.tree.map(lambda _: 1, getattr(self, k)) for k in _STACKED})
 
     def steps(self) -> TapSource:
         """The steps as taps: what each adds at every operation, given the operation's input.
@@ -73,17 +78,20 @@ class Factors:
         tied = self.config.tied
         tree = {
             "embed": table.replace(head=head if tied else None),  # type: ignore[attr-defined]
-            "blocks": (self.inputs, self.deltas, self.scales),
+            "blocks": {k: getattr(self, k) for k in _STACKED},
             "final_norm": ScaleStep(self.final_scale),
             "unembed": UnembedStep(head, table if tied else None),
         }
         return TapSource(tree, rule=lambda step, x: step(x), layer=self._layer)
 
-    def _layer(self, blocks: tuple[dict[str, Array], ...]) -> dict[str, Any]:
-        inputs, deltas, scales = blocks
-        biased = self.config.biased
-        linear = {name: LinearStep(inputs[LINEAR[name]], d, name in biased) for name, d in deltas.items()}
-        return linear | {name: ScaleStep(g) for name, g in scales.items()}
+    def _layer(self, blocks: dict[str, Any]) -> dict[str, Any]:
+        inputs, biased = blocks["inputs"], self.config.biased
+        factored = {name: LinearStep(inputs[LINEAR[name]], d, name in biased) for name, d in blocks["deltas"].items()}
+        merged = {name: MergedStep(w, b) for name, (w, b) in blocks["merged"].items()}
+        return factored | merged | {name: ScaleStep(g) for name, g in blocks["scales"].items()}
+
+
+_STACKED = ("inputs", "deltas", "merged", "scales")  # fields whose leaves have the layer axis first
 
 
 class PairStatistics(NamedTuple):
@@ -115,11 +123,20 @@ def factors(
 
     zeros = zero_taps(config, rows, tokens, at.shape[1], dtype)
     delta, (losses, inputs) = jax.grad(total, has_aux=True)(zeros)
-    scales = {name: jnp.einsum("lpth,lpth->lph", inputs[SCALE[name]], delta["blocks"][name]) for name in SCALE}
+    own = delta["blocks"]
+    factored = {name: own[name] for name, source in LINEAR.items() if _is_thin(inputs[source], own[name])}
     gradient = Factors(
-        inputs={name: inputs[name] for name in dict.fromkeys(LINEAR.values())},
-        deltas={name: delta["blocks"][name] for name in LINEAR},
-        scales=scales,
+        inputs={LINEAR[name]: inputs[LINEAR[name]] for name in factored},
+        deltas=factored,
+        merged={
+            name: (
+                jnp.einsum("lpsi,lpso->lpio", inputs[source], own[name]),
+                own[name].sum(axis=2) if name in config.biased else None,
+            )
+            for name, source in LINEAR.items()
+            if name not in factored
+        },
+        scales={name: jnp.einsum("lpth,lpth->lph", inputs[SCALE[name]], own[name]) for name in SCALE},
         tokens=ids,
         embed=delta["embed"],
         final_scale=jnp.einsum("pth,pth->ph", inputs["final_unit"], delta["final_norm"]),
@@ -128,11 +145,21 @@ def factors(
         config=config,
     )
     norm = jnp.sqrt(_squared_norm(gradient))
-    eta = jnp.asarray(-learning_rate, dtype)
+    # In bfloat16 the rate itself would round, the same way for every pair: scale in float32, then round what is scaled.
+    eta = jnp.asarray(-learning_rate, wide(dtype))
+    linear_in_gradient = ("deltas", "merged", "scales", "embed", "final_scale", "head")
     step = gradient.replace(  # type: ignore[attr-defined]
-        **{k: jax.tree.map(lambda d: eta * d, getattr(gradient, k)) for k in ("deltas", "scales", "embed", "final_scale", "head")}
+        **{
+            k: jax.tree.map(lambda d: (eta * d.astype(eta.dtype)).astype(dtype), getattr(gradient, k))
+            for k in linear_in_gradient
+        }
     )
     return step, PairStatistics(losses, norm)
+
+
+def _is_thin(a: Float[Array, "layer pair token in"], d: Float[Array, "layer pair token out"]) -> bool:
+    """Whether the factors are smaller than their product."""
+    return a.shape[2] * (a.shape[3] + d.shape[3]) < a.shape[3] * d.shape[3]
 
 
 def _squared_norm(g: Factors) -> Float[Array, " pair"]:
@@ -140,24 +167,22 @@ def _squared_norm(g: Factors) -> Float[Array, " pair"]:
     dtype = wide(g.embed.dtype)
 
     def dot(spec: str, *x: Array) -> Array:
-        return jnp.einsum(spec, *x, preferred_element_type=dtype)
+        return jnp.einsum(spec, *(v.astype(dtype) for v in x))
 
     def product(a: Array, d: Array) -> Array:
-        tokens, sizes = a.shape[-2], (a.shape[-1], d.shape[-1])
-        if tokens * sum(sizes) < math.prod(sizes):
-            return jnp.sum(dot("psi,pti->pst", a, a) * dot("pso,pto->pst", d, d), axis=(1, 2))
-        return jnp.sum(dot("psi,pso->pio", a, d) ** 2, axis=(1, 2))
+        return jnp.sum(dot("psi,pti->pst", a, a) * dot("pso,pto->pst", d, d), axis=(1, 2))
 
     def square(x: Array) -> Array:
         return jnp.sum(x.astype(dtype) ** 2, axis=-1)
 
-    def layer(total: Array, blocks: Any) -> tuple[Array, None]:
-        inputs, deltas, scales = blocks
-        for name, d in deltas.items():
-            total = total + product(inputs[LINEAR[name]], d)
+    def layer(total: Array, blocks: dict[str, Any]) -> tuple[Array, None]:
+        for name, d in blocks["deltas"].items():
+            total = total + product(blocks["inputs"][LINEAR[name]], d)
             if name in g.config.biased:
                 total = total + square(jnp.sum(d.astype(dtype), axis=1))
-        for scale in scales.values():
+        for w, b in blocks["merged"].values():
+            total = total + square(w.reshape(w.shape[0], -1)) + (0 if b is None else square(b))
+        for scale in blocks["scales"].values():
             total = total + square(scale)
         return total, None
 
@@ -168,4 +193,4 @@ def _squared_norm(g: Factors) -> Float[Array, " pair"]:
         looked_up = jnp.take_along_axis(g.head, g.tokens[:, None], axis=2)
         cross = dot("pas,psh->pah", looked_up, g.embed)
         total = total + 2 * jnp.sum(cross * g.head_in.astype(dtype), axis=(1, 2))
-    return jax.lax.scan(layer, total.astype(dtype), (g.inputs, g.deltas, g.scales))[0]
+    return jax.lax.scan(layer, total.astype(dtype), {k: getattr(g, k) for k in _STACKED})[0]

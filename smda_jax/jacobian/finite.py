@@ -3,7 +3,6 @@
 from functools import partial
 
 import jax
-from jaxtyping import Array
 
 from smda_jax.data.batches import PromptBatch
 from smda_jax.data.targets import Targets
@@ -14,9 +13,7 @@ from smda_jax.model.llama import Params
 
 
 @partial(jax.jit, static_argnames=("config", "targets", "site"))
-def finite(
-    config: ModelConfig, params: Params, steps: Factors, batch: PromptBatch, targets: Targets, site: Site
-) -> Reading:
+def finite(config: ModelConfig, params: Params, steps: Factors, batch: PromptBatch, targets: Targets, site: Site) -> Reading:
     """True change of h and Y of every prompt after every pair's step (pair axis first).
 
     A difference of two evaluations: its relative error is the precision over the relative size of the change, so float64
@@ -24,8 +21,8 @@ def finite(
     """
     before = read(config, params, batch, targets, site)
 
-    def after(one: Factors) -> tuple[Array, Array]:
-        return tuple(read(config, params, batch, targets, site, one.steps()))
+    def after(one: Factors) -> Reading:
+        return read(config, params, batch, targets, site, one.steps())
 
     h, y = jax.vmap(after, in_axes=(steps.axes(),))(steps)
     return Reading(h - before.h[None], y - before.y[None])

@@ -12,15 +12,25 @@ from smda_jax.data.targets import Targets
 from smda_jax.jacobian.factors import Factors
 from smda_jax.jacobian.readout import Reading, Site, log_probability
 from smda_jax.model.config import ModelConfig
-from smda_jax.model.llama import LINEAR, SCALE, Block, Params, Past, TapSource, at_token, at_tokens, block, output_sizes, unembed
+from smda_jax.model.llama import (
+    LINEAR,
+    SCALE,
+    Block,
+    Params,
+    Past,
+    TapSource,
+    at_token,
+    at_tokens,
+    block,
+    output_sizes,
+    unembed,
+)
 
 _SOURCE = LINEAR | SCALE
 
 
 @partial(jax.jit, static_argnames=("config", "targets", "site"))
-def forward(
-    config: ModelConfig, params: Params, steps: Factors, batch: PromptBatch, targets: Targets, site: Site
-) -> Reading:
+def forward(config: ModelConfig, params: Params, steps: Factors, batch: PromptBatch, targets: Targets, site: Site) -> Reading:
     """First-order change of h and Y of every prompt under every pair's step (pair axis first).
 
     Each block is linearised at the prompts once, and the linear map is applied to all pairs: the primal is never batched
@@ -41,8 +51,8 @@ def forward(
         step = taps.layer(blocks)
         past = dpast = None
         if batch.shared:
-            first, (past, dpast), _ = _advance(config, p, step, site, *first, None, None, jnp.zeros(1, jnp.int32))
-        rest, _, read = _advance(config, p, step, site, *rest, past, dpast, eot - batch.shared)
+            first, (past, dpast), _ = _advance(config, p, step, site, first, past, dpast, jnp.zeros(1, jnp.int32))
+        rest, _, read = _advance(config, p, step, site, rest, past, dpast, eot - batch.shared)
         return (first, rest, jnp.where(index == site.layer, read, dh)), None
 
     dh = jnp.zeros((pairs, rows, config.hidden), dtype)
@@ -75,8 +85,7 @@ def _advance(
     params: Block,
     steps: dict[str, Any],
     site: Site,
-    x: Array,
-    dx: Array,
+    carry: tuple[Array, Array],
     past: Past | None,
     dpast: Past | None,
     at: Array,
@@ -87,6 +96,7 @@ def _advance(
         streams, (k, v), inputs = block(config, params, x, taps, past=past)
         return (streams["resid_post"], Past(k[0], v[0]), at_token(streams[site.stream], at)), inputs
 
+    x, dx = carry
     zeros = {name: jnp.zeros((*x.shape[:2], size), x.dtype) for name, size in output_sizes(config).items()}
     (y, kv, _), linear, inputs = jax.linearize(run, x, zeros, past, has_aux=True)
     injected = {name: inject(step, inputs[_SOURCE[name]]) for name, step in steps.items()}

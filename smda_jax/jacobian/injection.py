@@ -10,9 +10,10 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from smda_jax.kernels.low_rank import low_rank_product
+from smda_jax.pytree import pytree
 
 
-@struct.dataclass
+@pytree
 class LinearStep:
     """Step of a linear operation: `(x aᵀ) d`, plus `Σ_s d[s]` where it has a bias."""
 
@@ -26,7 +27,20 @@ class LinearStep:
         return y + self.d.sum(axis=0)[None, None] if self.biased else y
 
 
-@struct.dataclass
+@pytree
+class MergedStep:
+    """Step of a linear operation whose matrix is smaller than its factors: `x w`, plus `b`."""
+
+    w: Float[Array, "in out"]
+    b: Float[Array, " out"] | None
+
+    def __call__(self, x: Float[Array, "row position in"]) -> Float[Array, "row position out"]:
+        """See the class."""
+        y = x @ self.w
+        return y if self.b is None else y + self.b[None, None]
+
+
+@pytree
 class ScaleStep:
     """Step of a norm's scale: `x ⊙ Δscale`."""
 
@@ -37,7 +51,7 @@ class ScaleStep:
         return x * self.g[None, None]
 
 
-@struct.dataclass
+@pytree
 class EmbedStep:
     """Step of the embedding table, looked up at token ids.
 
@@ -56,7 +70,7 @@ class EmbedStep:
         return y if self.head is None else y + self.head.d.T[x] @ self.head.a
 
 
-@struct.dataclass
+@pytree
 class UnembedStep:
     """Step of the unembedding; where it is also the embedding table, `looked_up` holds the other half of its step."""
 

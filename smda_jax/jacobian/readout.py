@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from smda_jax.data.batches import PromptBatch
@@ -23,8 +24,8 @@ class Site(NamedTuple):
 class Reading(NamedTuple):
     """h and Y of prompts."""
 
-    h: Float[Array, "prompt hidden"]
-    y: Float[Array, " prompt"]
+    h: Float[Array | np.ndarray, "*pair prompt hidden"]
+    y: Float[Array | np.ndarray, "*pair prompt"]
 
 
 def log_probability(logits: Float[Array, "row position vocab"], targets: Targets) -> Float[Array, " prompt"]:
