@@ -1,0 +1,83 @@
+"""The command `smda-jax`. Parses, dispatches and reports errors; heavy imports wait until a command is known."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+from smda_jax.errors import InputError
+from smda_jax.runs.config import Attribute, Demo, Inspect, from_run
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one command; exit status 2 for input that cannot be used, 130 when interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    command: Any = None
+    try:
+        command = _parse(arguments)
+        _run(command)
+    except InputError as error:
+        print(f"smda-jax: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        kept = ": finished blocks are kept, the same command continues" if isinstance(command, Attribute | Demo) else ""
+        print(f"\nsmda-jax: interrupted{kept}", file=sys.stderr)
+        sys.exit(130)
+
+
+def _parse(arguments: list[str]) -> Any:
+    import tyro
+
+    default = _from_config(arguments)
+    options: dict[str, Any] = {} if default is None else {"default": default}
+    attribute: Any = tyro.conf.subcommand("attribute", **options)
+    commands = (
+        Annotated[Attribute, attribute]
+        | Annotated[Demo, tyro.conf.subcommand("demo")]
+        | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+    )
+    return tyro.cli(
+        tyro.conf.OmitSubcommandPrefixes[commands],  # type: ignore[valid-type]
+        prog="smda-jax",
+        description="Which training pairs shape a model's behaviour, and through which features.",
+        args=arguments or ["--help"],
+    )
+
+
+def _from_config(arguments: list[str]) -> Attribute | None:
+    """The recorded configuration that `--config` names; `out` is not taken from it, so that no run is overwritten."""
+    if arguments[:1] != ["attribute"]:
+        return None
+    for i, word in enumerate(arguments):
+        flag, _, value = word.partition("=")
+        if flag == "--config":
+            path = value or (arguments[i + 1] if i + 1 < len(arguments) else "")
+            import tyro
+
+            recorded = from_run(Path(path))
+            required = [f.name for f in fields(Attribute) if f.default is MISSING and f.name not in recorded]
+            if required:
+                raise InputError(path, f"records no {required[0]}", "was it written by another version?")
+            default = Attribute(**recorded)
+            object.__setattr__(default, "out", tyro.MISSING)  # frozen; the parser demands the option in its place
+            return default
+    return None
+
+
+def _run(command: Any) -> None:
+    from rich.console import Console
+
+    console = Console()
+    if isinstance(command, Inspect):
+        from smda_jax.runs.inspect import inspect
+
+        inspect(command, console)
+        return
+    from smda_jax.runs.attribute import attribute
+
+    attribute(command.attribute() if isinstance(command, Demo) else command, console)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Runs: orchestration, and the files of a run folder."""

@@ -1,0 +1,175 @@
+"""Configuration of the commands: one dataclass each. Imports nothing heavy, so that `--help` answers at once."""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from tyro.conf import Positional
+
+from smda_jax.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attribute:
+    """Attribute a policy's shift to training pairs: checkpoint, SAE, prompts and pairs in; a run folder out.
+
+    The same command on the same folder continues an interrupted run.
+    """
+
+    model: str
+    """Hugging Face checkpoint: folder or Hub id (Llama, Mistral or Qwen2; safetensors)."""
+    sae: str
+    """SAE: folder, or Hub id as owner/name or owner/name:folder (SAELens, sparsify)."""
+    eval: str
+    """Evaluation prompts: parquet, csv, json or jsonl file, or hub:owner/name[:file]. Column prompt; optional prompt_label
+    (harmful, harmless), category, refused."""
+    pairs: str
+    """Training pairs, same formats. Columns prompt, response; optional label, category, planted."""
+    out: Path
+    """Run folder to write, or to continue."""
+    layer: int | None = None
+    """Zero-based block whose output the SAE reads; None takes it from the SAE's config."""
+    features: str = "contrast:0.1"
+    """Feature ids (3,17,204), a file of ids or policy.json, contrast:T (|mean activation on harmful - on harmless| > T), or
+    all."""
+    feature_labels: str | None = None
+    """Table with columns feature_id and label, shown beside the ids."""
+    targets: tuple[str, ...] = ("I can't", "I can\u2019t")
+    """Texts whose total probability, as the answer's beginning, is the behaviour Y (nats)."""
+    target_ids: tuple[str, ...] = ()
+    """The same as token ids, e.g. 40,649,956 40,649,1431; replaces the texts."""
+    alpha: float = 5.0
+    """Ridge penalty of the policy."""
+    alpha_folds: int = 0
+    """If not 0, choose alpha from 0.01 ... 1000 by so many folds of the training part instead."""
+    learning_rate: float = 1e-4
+    """Size of the one SGD step on each pair."""
+    encoder: Literal["relu_proxy", "native"] = "relu_proxy"
+    """Activations: relu(h W_enc + b_enc) as in the paper, or whatever the SAE's architecture does."""
+    gate: Literal["on", "off"] = "on"
+    """on: only active features change (the derivative of the encoder); off: all do."""
+    engine: Literal["forward", "finite"] = "forward"
+    """forward: first order, all pairs at once; finite: the true step (use float64)."""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Of parameters and passes. The ridge is always solved in float64."""
+    max_length: int = 512
+    """Tokens: a longer pair is cut, and counted; a longer prompt is refused."""
+    loss_scope: Literal["response", "all"] = "response"
+    """Tokens that a pair's loss averages over."""
+    subset: tuple[str, ...] = ()
+    """Evaluation subsets: all, natural, balanced, harmful+harmless, random:N[:SEED]. Default: each that the labels allow."""
+    on_overlap: Literal["error", "drop", "keep"] = "error"
+    """What to do with evaluation prompts that are also trained on."""
+    chat_date: str = "26 Jul 2024"
+    """Date that the chat template prints."""
+    seed: int = 0
+    """Of subsets, split and folds."""
+    test_fraction: float = 0.2
+    """Share of prompts held out to score the policy, stratified by refusal."""
+    check_pairs: int = 0
+    """After the run, compare so many pairs with their true step (engine finite, float64)."""
+    pair_block: int = 16
+    """Pairs per block; each finished block is durable."""
+    prompt_block: int = 64
+    """Prompts per batch."""
+    cache: Path | None = None
+    """Folder for a converted copy of the checkpoint, which later runs load faster."""
+    allow_pickle: bool = False
+    """Read dictionary_learning's ae.pt (weights only, needs torch)."""
+    config: Path | None = None
+    """Start from this run.json; other options override it."""
+
+    def check(self) -> None:
+        """Raises InputError for values that no run could use (not at construction, where the parser would reword it)."""
+        at_least = {
+            "alpha": 0,
+            "learning_rate": 0,
+            "max_length": 2,
+            "pair_block": 1,
+            "prompt_block": 1,
+            "check_pairs": 0,
+            "alpha_folds": 0,
+        }
+        for name, low in at_least.items():
+            if not getattr(self, name) >= low:
+                raise InputError(f"--{name.replace('_', '-')}", f"{getattr(self, name)} is below {low}")
+        if self.alpha_folds == 1:
+            raise InputError("--alpha-folds", "one fold leaves nothing to fit on", "0, or at least 2")
+        if self.gate == "off" and (self.engine == "finite" or self.check_pairs):
+            raise InputError("--gate", "off is a first-order notion: no true step leaves every gate open", "use --gate on")
+        if self.engine == "finite" and self.check_pairs:
+            raise InputError("--check-pairs", "compares first order with the true step, which engine finite is", "leave it out")
+        if not 0 <= self.test_fraction < 1:
+            raise InputError("--test-fraction", f"{self.test_fraction} is not a share", "0 (inclusive) to 1 (exclusive)")
+
+    def resolved(self) -> dict[str, Any]:
+        """As written to run.json; what names a file or folder here is made absolute, so that it can be replayed anywhere."""
+        named = ("model", "sae", "eval", "pairs", "features", "feature_labels", "out", "cache")
+
+        def plain(value: Any) -> Any:
+            return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+
+        def resolve(name: str, value: Any) -> Any:
+            path = Path(str(value)).expanduser()
+            return path.resolve() if name in named and value is not None and path.exists() else value
+
+        return {k: plain(resolve(k, v)) for k, v in asdict(self).items() if k != "config"}
+
+    def token_ids(self) -> list[list[int]]:
+        """`target_ids` parsed. Raises InputError if one is not a list of integers."""
+        try:
+            return [[int(t) for t in text.split(",")] for text in self.target_ids]
+        except ValueError:
+            raise InputError(
+                "--target-ids", f"{' '.join(self.target_ids)!r} is not token ids", "e.g. 40,649,956 40,649,1431"
+            ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Run `attribute` on the model, SAE, prompts and pairs that ship with the package."""
+
+    out: Path = Path("runs/demo")
+    """Run folder to write, or to continue."""
+
+    def attribute(self) -> Attribute:
+        """The command that the demo is."""
+        folder = Path(__file__).parent.parent / "embedded"
+        return Attribute(
+            model=str(folder / "model"), sae=str(folder / "sae"), eval=str(folder / "prompts.parquet"),
+            pairs=str(folder / "pairs.parquet"), feature_labels=str(folder / "feature_labels.parquet"), out=self.out,
+            check_pairs=8, pair_block=25, prompt_block=16,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspect:
+    """Say what a checkpoint, SAE, data file or run folder is, and whether several of them fit together."""
+
+    paths: Positional[tuple[str, ...]]
+    """Folders, files or hub: ids, e.g. a checkpoint, its SAE, prompts and pairs."""
+    allow_pickle: bool = False
+    """Read dictionary_learning's ae.pt (weights only, needs torch)."""
+
+
+def from_run(path: Path) -> dict[str, Any]:
+    """Fields of `Attribute` recorded in a run.json.
+
+    Raises:
+        InputError: unreadable, or of another version of the command.
+    """
+    path = path / "run.json" if path.is_dir() else path
+    try:
+        raw = json.loads(path.read_text())["config"]
+        known = {f.name for f in fields(Attribute)}
+        if set(raw) - known:
+            raise InputError(path, f"unknown field {sorted(set(raw) - known)[0]!r}", "was it written by another version?")
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = "no such file" if isinstance(error, FileNotFoundError) else f"is not the run.json of a run: {error!r}"
+        raise InputError(path, what, "give RUN/run.json") from error
+    for name in ("out", "cache"):
+        raw[name] = None if raw.get(name) is None else Path(raw[name])
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}

@@ -1,0 +1,90 @@
+"""What a configuration names, read and checked before anything is written."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from smda_jax.data import features as feature_specs
+from smda_jax.data.chat import PairTokens, PromptTokens
+from smda_jax.data.records import Pairs, Prompts, apply_overlap, local_file, read_pairs, read_prompts
+from smda_jax.data.targets import Targets
+from smda_jax.jacobian import passes
+from smda_jax.jacobian.passes import Model
+from smda_jax.jacobian.readout import Site
+from smda_jax.model import hf
+from smda_jax.model.config import from_hf
+from smda_jax.policy.selection import check_subset_names
+from smda_jax.runs.config import Attribute
+from smda_jax.runs.store import hash_path
+from smda_jax.sae.formats import SAE
+from smda_jax.sae.formats import load as load_sae
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that a run reads. `overlapping` counts evaluation prompts that are also trained on."""
+
+    model: Model
+    sae: SAE
+    site: Site
+    targets: Targets
+    prompts: Prompts
+    prompt_tokens: list[PromptTokens]
+    pairs: Pairs
+    pair_tokens: list[PairTokens]
+    overlapping: int
+    labels: dict[int, str]
+    hashes: dict[str, str]
+
+
+def warn(console: Console, text: str) -> None:
+    """Says something loudly that does not stop the run."""
+    console.print(f"[bold yellow]warning:[/] {escape(text)}", soft_wrap=True)
+
+
+def load_inputs(config: Attribute, console: Console) -> Inputs:
+    """Reads and checks every input; cheap checks come before the weights.
+
+    Raises:
+        InputError: one of them cannot be used, or they do not fit together.
+    """
+
+    config.check()
+    target_ids = config.token_ids()
+    asked = feature_specs.parse(config.features)
+    prompts, pairs = read_prompts(config.eval), read_pairs(config.pairs)
+    labels = feature_specs.read_labels(config.feature_labels) if config.feature_labels else {}
+    prompts, overlapping = apply_overlap(prompts, pairs, config.on_overlap)
+    if overlapping:
+        done = "left out" if config.on_overlap == "drop" else "kept"
+        warn(console, f"{overlapping} evaluation prompts are also trained on, and {done}")
+    check_subset_names(config.subset, len(prompts))
+    sae = load_sae(config.sae, allow_pickle=config.allow_pickle)
+    folder = hf.fetch(config.model, hf.PATTERNS)
+    site = passes.resolve_site(sae, from_hf(hf.read_config(folder), folder / "config.json"), config.layer)
+    if isinstance(asked, list):
+        feature_specs.check(asked, sae.features)
+    if config.layer is not None and sae.layer not in (None, config.layer):
+        warn(console, f"--layer {config.layer} overrides layer {sae.layer} of {config.sae}")
+    if config.engine == "finite" and config.dtype != "float64":
+        warn(console, "a true step is a small difference of two passes: use --dtype float64")
+    model = passes.load_model(config.model, config.dtype, chat_date=config.chat_date, cache=config.cache)
+    targets = passes.targets_of(model, config.targets, target_ids)
+    prompt_tokens = passes.tokenise_prompts(model, prompts, targets, config.max_length)
+    pair_tokens = passes.tokenise_pairs(model, pairs, config.max_length)
+    texts = [(prompts.where(i), text) for i, text in enumerate(prompts.text)]
+    texts += [(pairs.where(i), p + r) for i, (p, r) in enumerate(zip(pairs.prompt, pairs.response, strict=True))]
+    control = [(where, found[0]) for where, text in texts if (found := model.chat.control_tokens(text))]
+    if control:
+        first = f"{control[0][1]} in {control[0][0]}"
+        warn(console, f"{len(control)} texts spell out control tokens, which are read as such (first: {first})")
+    cut = sum(t.truncated for t in pair_tokens)
+    if cut:
+        warn(console, f"{cut} of {len(pair_tokens)} pairs are cut to {config.max_length} tokens")
+    hashes = {
+        "model": hash_path(folder), "sae": hash_path(Path(sae.source)), "eval": hash_path(local_file(config.eval)),
+        "pairs": hash_path(local_file(config.pairs)),
+    }  # fmt: skip
+    return Inputs(model, sae, site, targets, prompts, prompt_tokens, pairs, pair_tokens, overlapping, labels, hashes)

@@ -1,0 +1,149 @@
+"""The run folder: what is written where, durably, and how an interrupted run is continued."""
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from orbax.checkpoint import v1 as ocp
+
+from smda_jax.errors import InputError
+
+
+class RunFolder:
+    """Files of one run. Every file appears whole or not at all: it is written beside its place and renamed.
+
+    `run.json` is written first and holds the fingerprint of everything the numbers depend on; a folder is only continued
+    under the same one.
+    """
+
+    def __init__(self, path: Path, fingerprint: str, record: dict[str, Any]):
+        """Checks the folder, and writes nothing yet.
+
+        Raises:
+            InputError: it holds something else, or a run of another configuration.
+        """
+        self.path, self.fingerprint, self.record = path.expanduser().absolute(), fingerprint, record
+        with writing(self.path):
+            if self.path.exists() and not self.path.is_dir():
+                raise InputError(path, "is a file", "--out names a folder")
+            if (self.path / "run.json").exists():
+                self._continue(fingerprint)
+            elif self.path.exists() and any(self.path.iterdir()):
+                raise InputError(path, "is not empty and holds no run", "--out names a new folder, or one to continue")
+
+    def begin(self) -> None:
+        """Creates the folder and its run.json. Raises InputError if it cannot be written."""
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        self._write_run({"fingerprint": self.fingerprint, "status": "running", **self.record})
+
+    def _continue(self, fingerprint: str) -> None:
+        try:
+            old = json.loads((self.path / "run.json").read_text())
+            known, config = old["fingerprint"], old["config"]
+        except (ValueError, KeyError, OSError) as error:
+            raise InputError(self.path / "run.json", f"cannot be read: {error!r}", "--out names a new folder") from error
+        if known != fingerprint:
+            changed = sorted(k for k, v in self.record["config"].items() if k != "out" and config.get(k) != v)
+            what = ", ".join(changed) or "the inputs, or the version of the package"
+            raise InputError(self.path, f"holds a run of another configuration ({what} changed)", "--out names a new folder")
+
+    def _write_run(self, content: Mapping[str, Any]) -> None:
+        self.write_json("run.json", content)
+
+    def finish(self, **more: Any) -> None:
+        """Marks the run complete and adds to its record."""
+        self._write_run({"fingerprint": self.fingerprint, "status": "complete", **self.record, **more})
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Writes JSON, indented; an undefined figure (NaN) is null."""
+        text = json.dumps(_without_nan(content), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+        with self._replacing(name) as part:
+            part.write_text(text, encoding="utf-8")
+
+    def write_table(self, name: str, columns: Mapping[str, Any]) -> None:
+        """Writes a parquet table."""
+        with self._replacing(name) as part:
+            pq.write_table(pa.table(dict(columns)), part, compression="zstd")
+
+    @contextmanager
+    def _replacing(self, name: str) -> Iterator[Path]:
+        target = self.path / name
+        part = target.with_name(target.name + ".part")
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            yield part
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+            part.replace(target)
+
+    def has(self, name: str) -> bool:
+        """Whether a block of the cache is complete."""
+        return (self.path / "jacobian" / name).is_dir()
+
+    def save(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Writes a block of the cache, blocking: when this returns the block survives a kill."""
+        place = self.path / "jacobian" / name
+        with writing(place):
+            place.parent.mkdir(exist_ok=True)
+            ocp.save(str(place), dict(arrays))
+
+    def load(self, name: str) -> dict[str, np.ndarray]:
+        """Reads a block of the cache.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        place = self.path / "jacobian" / name
+        try:
+            like = ocp.metadata(str(place)).metadata
+            return ocp.load(str(place), {k: np.zeros(v.shape, v.dtype) for k, v in like.items()})
+        except Exception as error:  # orbax and tensorstore raise many types
+            first = str(error).strip().splitlines()[0]
+            raise InputError(place, f"cannot be read: {first}", "delete it and run again: it is computed anew") from error
+
+
+def _without_nan(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {k: _without_nan(v) for k, v in content.items()}
+    if isinstance(content, list | tuple):
+        return [_without_nan(v) for v in content]
+    return None if isinstance(content, float) and content != content else content
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Turns a full disk and a forbidden folder into one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        text = str(error)
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text or "RESOURCE_EXHAUSTED" in text:
+            raise InputError(
+                place, "the disk is full", "free some space and run the same command again: it continues"
+            ) from error
+        if isinstance(error, OSError):
+            raise InputError(place, f"cannot be written: {error.strerror or text}", "check the folder's permissions") from error
+        raise
+
+
+def hash_path(path: Path) -> str:
+    """sha256 of a file, or of the names and contents of a folder's files (hidden ones left out)."""
+    total = hashlib.sha256()
+    files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")) if path.is_dir() else [path]
+    for file in files:
+        if path.is_dir():
+            total.update(str(file.relative_to(path)).encode() + b"\0")
+        with file.open("rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()

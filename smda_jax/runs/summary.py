@@ -1,0 +1,179 @@
+"""What a run found, as figures and as tables on the terminal."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+
+@dataclass
+class Summary:
+    """Figures of a finished run; arrays are those of subset `all`."""
+
+    out: str
+    engine: str
+    site: str
+    encoder: str
+    gate: str
+    feature_ids: list[int]
+    feature_labels: list[str]
+    weights: np.ndarray
+    fits: dict[str, dict[str, Any]]
+    category: list[str | None]
+    y: np.ndarray
+    prediction: np.ndarray
+    refused: np.ndarray
+    pair_ids: list[str]
+    pair_texts: list[str]
+    pair_labels: list[str | None]
+    score: np.ndarray
+    mean_delta_y: np.ndarray
+    delta_w_x: np.ndarray
+    delta_w_y: np.ndarray
+    dominant: np.ndarray
+    off_target: np.ndarray
+    auc: dict[str, dict[str, float]]
+    first_order: dict[str, float | int] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What run.json keeps of it."""
+        return {
+            "features": len(self.feature_ids), "fits": self.fits, "planted_pairs_auc": self.auc,
+            "first_order": self.first_order, "categories": self.categories(), "classes": self.classes(),
+        }  # fmt: skip
+
+    def categories(self) -> dict[str, dict[str, float | int]]:
+        """Per category of prompts: how often refused, mean Y, mean prediction of the policy, and their difference."""
+        out = {}
+        for name in dict.fromkeys(c for c in self.category if c is not None):
+            own = np.array([c == name for c in self.category])
+            y, p = float(self.y[own].mean()), float(self.prediction[own].mean())
+            out[name] = {
+                "prompts": int(own.sum()),
+                "refused": float(self.refused[own].mean()),
+                "y": y,
+                "prediction": p,
+                "residual": y - p,
+            }
+        return out
+
+    def classes(self) -> dict[str, dict[str, float | int]]:
+        """Per label of pairs: medians, and the mean share of Σ|W ΔW| that goes through feature activations (ΔX)."""
+        x, y = np.abs(self.weights * self.delta_w_x).sum(1), np.abs(self.weights * self.delta_w_y).sum(1)
+        total = np.where(x + y > 0, x + y, 1)
+        out = {}
+        for name in dict.fromkeys(self.pair_labels):
+            own = np.array([label == name for label in self.pair_labels])
+            off = self.off_target[own & ~np.isnan(self.off_target)]
+            out[name or "unlabelled"] = {
+                "pairs": int(own.sum()), "median_score": float(np.median(self.score[own])),
+                "mean_delta_y": float(self.mean_delta_y[own].mean()), "delta_x_share": float((x / total)[own].mean()),
+                "delta_y_share": float((y / total)[own].mean()), "off_target_share": float(off.mean()) if len(off) else np.nan,
+            }  # fmt: skip
+        return out
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(
+        title=title, title_justify="left", title_style="bold", header_style="", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    for name in columns:
+        words = name in ("subset", "label", "category", "pair", "class", "prompt")
+        table.add_column(name, justify="left" if words else "right", no_wrap=name not in ("label", "prompt"))
+    return table
+
+
+def _one_line(text: str) -> Text:
+    return Text(text, no_wrap=True, overflow="ellipsis")
+
+
+def _figure(value: float | None, form: str = ".3f") -> str:
+    return "–" if value is None or not np.isfinite(value) else f"{value:{form}}"
+
+
+def print_summary(s: Summary, console: Console, top: int = 5) -> None:
+    """Policy fit, strongest coefficients, gaps by category, pairs that move the policy most, pathway shares by class."""
+    console.print(
+        f"{len(s.pair_ids)} pairs, {len(s.y)} prompts, {len(s.feature_ids)} features read from {s.site} "
+        f"(encoder {s.encoder}, gate {s.gate}, engine {s.engine})"
+    )
+    fit = _table("Policy fit, held-out prompts", "subset", "prompts", "held out", "α", "accuracy", "majority", "F1", "R²", "ρ")
+    for name, f in s.fits.items():
+        held = f["test"]["prompts"] if f["test"] else 0
+        figures = (_figure((f["test"] or f["train"])[k]) for k in ("accuracy", "majority", "f1", "r2", "spearman"))
+        fit.add_row(name, str(held + f["train"]["prompts"]), str(held), f"{f['alpha']:g}", *figures)
+    console.print(fit)
+
+    strongest = _table("Strongest coefficients (positive: the behaviour is likelier)", "feature", "W", "label")
+    for k in np.argsort(-np.abs(s.weights))[: 2 * top]:
+        strongest.add_row(str(s.feature_ids[k]), f"{s.weights[k]:+.3f}", _one_line(s.feature_labels[k]))
+    console.print(strongest)
+
+    categories = s.categories()
+    if len(categories) > 1:
+        gaps = _table(
+            "Categories, by mean log-probability Y of the behaviour",
+            "category",
+            "prompts",
+            "refused",
+            "mean Y",
+            "policy",
+            "residual",
+        )
+        for name, c in sorted(categories.items(), key=lambda item: item[1]["y"]):
+            gaps.add_row(
+                escape(name),
+                str(c["prompts"]),
+                f"{c['refused']:.0%}",
+                *(f"{c[k]:.2f}" for k in ("y", "prediction", "residual")),
+            )
+        console.print(gaps)
+
+    order = np.argsort(s.score)
+    for title, rows in (
+        ("Pairs that move the policy furthest along itself", [i for i in order[::-1][:top] if s.score[i] > 0]),
+        ("… and against itself", [i for i in order[:top] if s.score[i] < 0]),
+    ):
+        table = _table(title, "pair", "class", "score", "mean ΔY", "feature", "off", "prompt")
+        for i in rows:
+            table.add_row(
+                s.pair_ids[i][:8], s.pair_labels[i] or "–", f"{s.score[i]:+.2e}", f"{s.mean_delta_y[i]:+.2e}",
+                str(s.dominant[i]), _figure(float(s.off_target[i]), ".0%"), _one_line(s.pair_texts[i]),
+            )  # fmt: skip
+        console.print(table)
+
+    shares = _table("Pathways by class", "class", "pairs", "median", "mean ΔY", "through X", "through Y", "off")
+    for name, c in s.classes().items():
+        shares.add_row(
+            name, str(c["pairs"]), f"{c['median_score']:+.2e}", f"{c['mean_delta_y']:+.2e}",
+            *(_figure(c[k], ".0%") for k in ("delta_x_share", "delta_y_share", "off_target_share")),
+        )  # fmt: skip
+    console.print(shares)
+
+    if s.auc:
+        found = _table(
+            "Finding the corrupted pairs: AUC within class",
+            "class",
+            "score",
+            "mean ΔY",
+            "off-target share",
+        )
+        for name, a in s.auc.items():
+            found.add_row(name, *(_figure(a[k]) for k in ("score", "mean_delta_y", "off_target_share")))
+        console.print(found)
+        console.print(
+            "An AUC near 0 separates as well as one near 1: the figure then points the other way than the paper's flags."
+        )
+    if s.first_order:
+        f = s.first_order
+        console.print(
+            f"First order against the true step, {f['pairs']:.0f} pairs in float64: R² {f['r2_delta_y']:.6f} of ΔY, "
+            f"{f['r2_delta_x']:.6f} of ΔX, {f['r2_delta_w']:.6f} of ΔW"
+        )
+    console.print("off: share of Σ|W·ΔW| that falls on features not active on the pair's own prompt")
+    console.print(f"Run folder: {escape(s.out)}", soft_wrap=True)
