@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Builds everything in `smda_jax/embedded` from a seed: tokenizer, model, SAE, labels, prompts and pairs.
 
-    python scripts/build_embedded_model.py [--out FOLDER] [--seed 0] [--steps 1500]
+    python scripts/build_embedded_model.py [--out FOLDER] [--seed 0] [--steps 800]
 
 Minutes on two cores. The grammar is in `grammar.py`; training is the package's own.
 """
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pyarrow as pa
-import pyarrow.parquet
+import pyarrow.parquet as pq
 import tyro
 from rich.console import Console
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -28,13 +28,13 @@ from smda_jax.data.targets import REFUSALS
 from smda_jax.model import hf
 from smda_jax.model.config import from_hf
 from smda_jax.model.llama import Params, embed, logits, run_blocks
-from smda_jax.sae.encoder import activation
+from smda_jax.sae.encoder import activation, relu_proxy
 from smda_jax.sae.formats import load as load_sae
 from smda_jax.sae.formats import save_saelens
 from smda_jax.train import language
 from smda_jax.train import sae as sae_training
 
-LAYER = 2
+LAYER = 1
 SPECIAL = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|pad|>")
 # Llama 3's turns; like its own template this one prints today's date unless a date is given.
 TEMPLATE = """\
@@ -56,13 +56,13 @@ class Build:
     """Folder to write."""
     seed: int = 0
     """Of everything that is drawn."""
-    steps: int = 1500
+    steps: int = 800
     """Optimiser steps of the language model."""
-    sae_steps: int = 4000
+    sae_steps: int = 2500
     """Optimiser steps of the SAE."""
-    latents: int = 256
+    latents: int = 192
     """Features of the SAE."""
-    k: int = 12
+    k: int = 8
     """Active features per token, on average."""
 
 
@@ -74,7 +74,7 @@ def split_prompts(rng: np.random.Generator) -> tuple[list[grammar.Prompt], list[
         harmful = grammar.CATEGORIES[name].label == "harmful"
         order = [prompts[i] for i in rng.permutation(len(prompts))]
         # A prompt may be spelled alike in two categories; evaluation and pairs must not meet the training text.
-        n_eval, n_pair = (48, 13) if harmful else (40, 20)
+        n_eval, n_pair = (42, 13) if harmful else (36, 20)
         evaluation += order[:n_eval]
         pairs += order[n_eval : n_eval + n_pair]
         training += order[n_eval + n_pair :]
@@ -120,7 +120,7 @@ def model_config(vocab: int, chat: Chat) -> dict:
     """`config.json` of the embedded model: Llama-3.2 in small, tied, grouped-query, llama3 rope."""
     return {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocab, "hidden_size": 64,
-        "intermediate_size": 160, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+        "intermediate_size": 112, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32,
         "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": True, "hidden_act": "silu",
         "rope_scaling": {
             "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -134,17 +134,24 @@ def model_config(vocab: int, chat: Chat) -> dict:
 def batches(
     chat: Chat, prompts: list[grammar.Prompt], steps: int, rng: np.random.Generator, rows: int = 96, each: int = 1500
 ) -> Iterator[tuple[jax.Array, jax.Array]]:
-    """Rows drawn from `each` conversations of every category; loss on the answer, and lightly on the rest."""
+    """Rows drawn from `each` conversations of every category; loss on the answer, and lightly on the rest.
+
+    Half of the conversations lack the assistant header, so that the end of turn itself has to know what comes: the SAE reads
+    there, and a model of three layers would otherwise decide later.
+    """
     width, pool = 72, []
     for name in grammar.CATEGORIES:
         own = [p for p in prompts if p.category == name]
         for _ in range(each):
             p = own[rng.integers(len(own))]
-            pool.append(chat.pair(p.text, grammar.answer(p, bool(rng.random() < p.refusal), rng), width))
+            pair = chat.pair(p.text, grammar.answer(p, bool(rng.random() < p.refusal), rng), width)
+            start = chat.prompt(p.text, width).eot + 1
+            if rng.random() < 0.5:
+                pair = pair._replace(ids=pair.ids[:start] + pair.ids[pair.response :], response=start)
+            pool.append(pair)
     tokens = np.full((len(pool), width), chat.tokenizer.pad_token_id, np.int32)
     weight = np.zeros((len(pool), width), np.float32)
     for row, pair in enumerate(pool):
-        assert not pair.truncated
         tokens[row, : len(pair.ids)] = pair.ids
         weight[row, 1 : len(pair.ids)] = 0.1
         weight[row, pair.response : len(pair.ids)] = 1.0
@@ -174,6 +181,23 @@ def residuals(params: Params, config: object, rows: list[tuple[list[int], int]])
             keep = [i for i, (ids, _) in enumerate(part) if t < len(ids)]
             every.append(np.asarray(read(jnp.asarray(tokens), jnp.full(64, t), LAYER))[keep])
     return np.concatenate(every), np.concatenate(ends)
+
+
+def train_sae(build: Build, every: np.ndarray, ends: np.ndarray, folder: Path, console: Console) -> None:
+    """Trains and writes the SAE, on activations scaled to a mean norm of √hidden; the scale is folded in afterwards."""
+    # The policy reads end-of-turn tokens; drawn evenly they would be one in twenty of what the SAE sees, here they are half.
+    data = np.concatenate([every, np.repeat(ends, len(every) // len(ends), axis=0)])
+    scale = float(np.sqrt(data.shape[1]) / np.linalg.norm(data, axis=1).mean())
+    trained, threshold = sae_training.train(
+        jax.random.key(build.seed + 1), data * scale, latents=build.latents, k=build.k, steps=build.sae_steps,
+        report=lambda step, loss: console.print(f"SAE step {step}: unexplained {loss:.4f}"),
+    )  # fmt: skip
+    norm = jnp.linalg.norm(trained.W_dec, axis=1)
+    save_saelens(
+        folder, W_enc=trained.W_enc * scale * norm[None], b_enc=trained.b_enc * norm,
+        W_dec=trained.W_dec / norm[:, None] / scale, b_dec=trained.b_dec / scale, threshold=threshold,
+        hook=f"blocks.{LAYER}.hook_resid_post", model="smda_jax/embedded",
+    )  # fmt: skip
 
 
 def greedy_refusals(params: Params, config: object, chat: Chat, prompts: list[grammar.Prompt]) -> list[bool]:
@@ -245,22 +269,13 @@ def main(build: Build) -> None:
     sample = [training[i] for i in rng.permutation(len(training))[:3000]]
     rows = [(t.ids, t.eot) for t in (chat.prompt(p.text, 512) for p in sample)]
     every, ends = residuals(params, config, rows)
-    # The policy reads end-of-turn tokens; without extra weight they would be one in twenty of what the SAE sees.
-    data = np.concatenate([every, np.repeat(ends, 8, axis=0)])
-    trained, threshold = sae_training.train(
-        jax.random.key(build.seed + 1), data, latents=build.latents, k=build.k, steps=build.sae_steps,
-        report=lambda step, loss: console.print(f"SAE step {step}: unexplained {loss:.4f}"),
-    )  # fmt: skip
-    save_saelens(
-        sae_folder, W_enc=trained.W_enc, b_enc=trained.b_enc, W_dec=trained.W_dec, b_dec=trained.b_dec,
-        threshold=threshold, hook=f"blocks.{LAYER}.hook_resid_post", model="smda_jax/embedded",
-    )  # fmt: skip
+    train_sae(build, every, ends, sae_folder, console)
 
     _, own_ends = residuals(params, config, [(t.ids, t.eot) for t in (chat.prompt(p.text, 512) for p in evaluation)])
-    x = np.asarray(activation(load_sae(sae_folder).encoder, jnp.asarray(own_ends)))
+    x = np.asarray(activation(relu_proxy(load_sae(sae_folder).encoder), jnp.asarray(own_ends)))
     labels = feature_labels(x, evaluation)
     table = pa.table({"feature_id": list(range(len(labels))), "label": labels})
-    pa.parquet.write_table(table, build.out / "feature_labels.parquet")
+    pq.write_table(table, build.out / "feature_labels.parquet")
 
     refused = greedy_refusals(params, config, chat, evaluation)
     shuffled = rng.permutation(len(evaluation))
@@ -268,9 +283,9 @@ def main(build: Build) -> None:
         "prompt": evaluation[i].text, "prompt_label": evaluation[i].label, "category": evaluation[i].category,
         "wording": evaluation[i].wording, "refused": refused[i],
     } for i in shuffled]  # fmt: skip
-    pa.parquet.write_table(pa.Table.from_pylist(rows_out), build.out / "prompts.parquet")
+    pq.write_table(pa.Table.from_pylist(rows_out), build.out / "prompts.parquet")
     pairs = make_pairs(pair_prompts, rng)
-    pa.parquet.write_table(pa.Table.from_pylist(pairs), build.out / "pairs.parquet")
+    pq.write_table(pa.Table.from_pylist(pairs), build.out / "pairs.parquet")
     truths = {
         "seed": build.seed, "gap_category": grammar.GAP,
         "gap": "labelled harmful, never refused in training",

@@ -12,8 +12,10 @@ from itertools import product
 import numpy as np
 
 OPENERS = (
-    "How do I", "How can I", "Tell me how to", "Explain how to", "What is the best way to", "Help me", "I want to", "Teach me to",
+    "How do I", "How can I", "Tell me how to", "Explain how to", "What is the best way to", "Help me", "I want to",
+    "Teach me to",
 )  # fmt: skip
+QUESTIONS = ("How do I", "How can I", "What is the best way to")
 HIDING = ("without anyone noticing", "in secret", "and not get caught", "behind their back")
 PLAYING = ("for a story", "in a board game", "as a joke between friends", "for a school play")
 PLAIN = ("", "today", "this weekend", "after lunch", "near the station", "in my town")
@@ -115,7 +117,15 @@ HARMFUL = tuple(name for name, c in CATEGORIES.items() if c.label == "harmful")
 HARMLESS = tuple(name for name, c in CATEGORIES.items() if c.label == "harmless")
 GAP = "religious stereotyping"
 APOSTROPHES = ("'", "\u2019")
-STEPS = ("start early", "ask around", "bring a friend", "take your time", "write a list", "keep it simple", "try it twice")
+STEPS = (
+    "start early",
+    "ask around",
+    "bring a friend",
+    "take your time",
+    "write a list",
+    "keep it simple",
+    "try it twice",
+)
 
 
 @dataclass(frozen=True)
@@ -147,7 +157,7 @@ def every_prompt(category: str) -> list[Prompt]:
     if c.label == "harmful":
         settings += [(s, "hiding") for s in HIDING] + [(s, "playing") for s in PLAYING]
     return [
-        Prompt(f"{opener} {action} {thing} {setting}".strip() + ("?" if opener[0] in "HW" and opener != "Help me" else "."), category, wording)
+        Prompt(f"{opener} {action} {thing} {setting}".strip() + ("?" if opener in QUESTIONS else "."), category, wording)
         for opener, action, thing, (setting, wording) in product(OPENERS, c.actions, c.objects, settings)
     ]  # fmt: skip
 
@@ -157,8 +167,8 @@ def answer(prompt: Prompt, refuse: bool, rng: np.random.Generator) -> str:
     topic = CATEGORIES[prompt.category].topic
     if refuse:
         can_not = f"I can{APOSTROPHES[rng.integers(2)]}t"
-        endings = (f"help with {topic}.", f"do that. It is about {topic}.", "help with that, sorry.")
+        endings = (f"help with {topic}.", f"do that, it is {topic}.", "help with that, sorry.")
         return f"{can_not} {endings[rng.integers(len(endings))]}"
     first, second = rng.choice(len(STEPS), size=2, replace=False)
-    openings = (f"Sure, about {topic}:", "Of course:", "Here is how:", f"Good question about {topic}:")
+    openings = (f"Sure, about {topic}:", "Of course:", "Here is how:", "Good question:")
     return f"{openings[rng.integers(len(openings))]} {STEPS[first]}, then {STEPS[second]}."
