@@ -1,0 +1,119 @@
+#!/usr/bin/env python3
+"""The demo against the PyTorch loop on the same files, in one run; writes a record to benchmarks/results.
+
+    python benchmarks/demo.py [--loop-pairs 5]
+
+Both ways attribute the 200 embedded pairs to all embedded prompts. The whole command is timed cold (imports, compilation,
+tables and all), the engine warm (median over blocks after the first), the loop on a few pairs (median), which is multiplied up.
+"""
+
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import numpy as np
+import torch
+import tyro
+from pytorch_loop import Loop
+
+import smda_jax as smda
+from smda_jax.jacobian import passes
+from smda_jax.runs.config import Demo
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What to time."""
+
+    loop_pairs: int = 5
+    """Pairs that the loop is measured on."""
+    out: Path = ROOT / "benchmarks" / "results"
+    """Folder of the record."""
+
+
+def commit() -> str:
+    """Of the tree, marked if it differs from it."""
+    done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
+
+
+def main(benchmark: Benchmark) -> None:
+    """Checks agreement, then times."""
+    config = Demo().attribute()
+    model = smda.load_model(config.model)
+    prompts, pairs = smda.read_prompts(config.eval), smda.read_pairs(config.pairs)
+    evaluation = smda.activations(
+        model, smda.load_sae(config.sae), prompts, features=config.features, block=config.prompt_block
+    )
+    tokens = passes.tokenise_pairs(model, pairs)
+    loop = Loop(Path(config.model), evaluation.tokens, evaluation.targets.sequences, evaluation.site.layer)
+
+    # A larger step than the demo's: in float32 the loop's differences would be rounding otherwise.
+    some = tokens[: benchmark.loop_pairs]
+    checked, _ = passes.factors_of(model, some, 1e-2)
+    _, dy, _ = loop.run(some, 1e-2)
+    true = smda.finite(evaluation, checked)
+    worst = float(np.abs(true.y - dy).max() / np.abs(dy).max())
+    assert worst < 1e-3, f"the loop and the engine finite differ by {worst:.1e}"
+
+    block = config.pair_block
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        steps, _ = passes.factors_of(model, tokens[:block], config.learning_rate)
+        smda.forward(evaluation, jax.block_until_ready(steps))
+        times.append(time.perf_counter() - start)
+    engine = statistics.median(times[1:]) / block
+    _, _, loop_times = loop.run(some, config.learning_rate)
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "smda_jax", "demo", "--out", f"{folder}/run"], check=True, capture_output=True)
+        command = time.perf_counter() - start
+        run = json.loads(Path(folder, "run", "run.json").read_text())
+
+    versions = {name: version(name) for name in ("smda-jax", "jax", "torch", "transformers")}
+    per_pair = statistics.median(loop_times)
+    record = {
+        "benchmark": "demo", "schema_version": 1, "commit": commit(),
+        "device": {
+            "platform": jax.default_backend(), "kind": jax.devices()[0].device_kind, "machine": platform.machine(),
+            "torch_threads": torch.get_num_threads(),
+        },
+        "versions": versions,
+        "shapes": {
+            "pairs": len(pairs), "prompts": len(prompts), "features": len(evaluation.feature_ids),
+            "hidden": model.config.hidden, "layers": model.config.layers,
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(model.params)),
+        },
+        "precision": "float32", "summary": run["summary"],
+        "agreement": {"finite_against_loop_delta_y": worst, "learning_rate": 1e-2},
+        "seconds": {
+            "loop_per_pair": per_pair, "loop_pairs_measured": len(some), "loop_all_pairs_extrapolated": per_pair * len(pairs),
+            "engine_per_pair_warm": engine, "engine_block_times": times, "command_cold": command,
+            "command_stages": run["timings"],
+        },
+        "ratio": {"loop_to_engine_warm": per_pair / engine, "loop_to_command_cold": per_pair * len(pairs) / command},
+    }  # fmt: skip
+    benchmark.out.mkdir(parents=True, exist_ok=True)
+    name = f"demo-{record['device']['platform']}-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    (benchmark.out / name).write_text(json.dumps(record, indent=2) + "\n")
+    print(
+        f"loop     {per_pair:8.3f} s per pair, {per_pair * len(pairs):7.1f} s for {len(pairs)} (extrapolated from {len(some)})"
+    )
+    print(f"engine   {engine:8.3f} s per pair, warm: {per_pair / engine:.1f} times the loop's speed")
+    print(f"command  {command:8.1f} s for all, cold: {per_pair * len(pairs) / command:.1f} times the loop's speed")
+    print(f"record   {benchmark.out / name}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Benchmark))
