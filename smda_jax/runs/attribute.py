@@ -129,7 +129,7 @@ def _read(config: Attribute, inputs: Inputs, run: RunFolder, console: Console) -
         raise InputError(
             "features", "none of them is active on any evaluation prompt", "choose others: --features contrast:0.1"
         )
-    if silent:
+    if len(silent):
         warn(console, f"{len(silent)} of {len(evaluation.feature_ids)} features are active on no prompt, such as {silent[0]}")
     own_prompts = [
         model.chat.prompt(text, config.max_length, inputs.pairs.where(i)) for i, text in enumerate(inputs.pairs.prompt)
