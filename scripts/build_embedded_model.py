@@ -73,9 +73,9 @@ def split_prompts(rng: np.random.Generator) -> tuple[list[grammar.Prompt], list[
         prompts = grammar.every_prompt(name)
         harmful = grammar.CATEGORIES[name].label == "harmful"
         order = [prompts[i] for i in rng.permutation(len(prompts))]
-        # A prompt may be spelled alike in two categories; evaluation and pairs must not meet the training text.
         n_eval, n_pair = (42, 13) if harmful else (36, 20)
-        evaluation += order[:n_eval]
+        # Every width of prompts is one more program to compile: the few longest are not worth it.
+        evaluation += [p for p in order[:n_eval] if len(p.text) <= 80]
         pairs += order[n_eval : n_eval + n_pair]
         training += order[n_eval + n_pair :]
     return training, evaluation, pairs
