@@ -205,7 +205,7 @@ def test_another_configuration_on_the_same_folder_is_refused(files, tmp_path, ca
 
 def test_killed_at_a_random_block_and_resumed_equals_uninterrupted(files, tmp_path):
     seed = int(time.time())
-    stop_after = np.random.default_rng(seed).integers(1, 5)
+    stop_after = np.random.default_rng(seed).integers(1, 4)
     options = [f"--{name}={path}" for name, path in files.items()]
     features = ",".join(map(str, IDS))
     command = [
@@ -221,7 +221,8 @@ def test_killed_at_a_random_block_and_resumed_equals_uninterrupted(files, tmp_pa
     assert json.loads((killed / "run.json").read_text())["status"] == "running"
     done = {p.name: p.stat().st_mtime_ns for p in (killed / "jacobian").glob("pairs-??????")}
     again = subprocess.run([*command, f"--out={killed}"], check=True, capture_output=True, text=True)
-    assert f"continuing: {len(done)} of {len(PAIRS)} pairs are done" in again.stdout
+    if len(done) < len(PAIRS):  # on a busy machine the last blocks may slip through before the kill
+        assert f"continuing: {len(done)} of {len(PAIRS)} pairs are done" in again.stdout
     assert {name: (killed / "jacobian" / name).stat().st_mtime_ns for name in done} == done
     subprocess.run([*command, f"--out={tmp_path / 'fresh'}"], check=True, capture_output=True)
     for name in ("influence.parquet", "pairs.parquet", "prompts.parquet"):
@@ -236,7 +237,7 @@ def test_ctrl_c_leaves_a_resumable_folder_and_says_so(files, tmp_path):
         "smda_jax",
         "attribute",
         *options,
-        "--features=3",
+        f"--features={','.join(map(str, IDS))}",
         "--pair-block=1",
         f"--out={tmp_path / 'run'}",
     ]
