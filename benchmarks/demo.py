@@ -26,6 +26,8 @@ from pytorch_loop import Loop
 
 import smda_jax as smda
 from smda_jax.jacobian import passes
+from smda_jax.jacobian.evaluation import tokenise_pairs
+from smda_jax.jacobian.passes import Update
 from smda_jax.runs.config import Demo
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,26 +54,24 @@ def main(benchmark: Benchmark) -> None:
     config = Demo().attribute()
     model = smda.load_model(config.model)
     prompts, pairs = smda.read_prompts(config.eval), smda.read_pairs(config.pairs)
-    evaluation = smda.activations(
-        model, smda.load_sae(config.sae), prompts, features=config.features, block=config.prompt_block
-    )
-    tokens = passes.tokenise_pairs(model, pairs)
+    evaluation = smda.activations(model, smda.load_sae(config.sae), prompts, features=config.features)
+    tokens = tokenise_pairs(model, pairs)
     loop = Loop(Path(config.model), evaluation.tokens, evaluation.targets.sequences, evaluation.site.layer)
 
     # A larger step than the demo's: in float32 the loop's differences would be rounding otherwise.
     some = tokens[: benchmark.loop_pairs]
-    checked, _ = passes.factors_of(model, some, 1e-2)
+    checked, _ = passes.factors_of(model, some, Update(1e-2))
     _, dy, _ = loop.run(some, 1e-2)
     true = smda.finite(evaluation, checked)
     worst = float(np.abs(true.y - dy).max() / np.abs(dy).max())
     assert worst < 1e-3, f"the loop and the engine finite differ by {worst:.1e}"
 
-    block = config.pair_block
+    block = len(tokens)
     times = []
     for _ in range(4):
         start = time.perf_counter()
-        steps, _ = passes.factors_of(model, tokens[:block], config.learning_rate)
-        smda.forward(evaluation, jax.block_until_ready(steps))
+        steps, _ = passes.factors_of(model, tokens[:block], Update(config.learning_rate))
+        smda.reverse(evaluation, steps)
         times.append(time.perf_counter() - start)
     engine = statistics.median(times[1:]) / block
     _, _, loop_times = loop.run(some, config.learning_rate)

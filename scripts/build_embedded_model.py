@@ -27,7 +27,7 @@ from smda_jax.data.chat import Chat
 from smda_jax.data.targets import REFUSALS
 from smda_jax.model import hf
 from smda_jax.model.config import from_hf
-from smda_jax.model.llama import Params, embed, logits, run_blocks
+from smda_jax.model.llama import Params, Read, embed, logits, run_blocks
 from smda_jax.sae.encoder import activation, relu_proxy
 from smda_jax.sae.formats import load as load_sae
 from smda_jax.sae.formats import save_saelens
@@ -166,7 +166,8 @@ def residuals(params: Params, config: object, rows: list[tuple[list[int], int]])
 
     @partial(jax.jit, static_argnums=2)
     def read(tokens: jax.Array, at: jax.Array, site_layer: int) -> jax.Array:
-        return run_blocks(config, params, embed(params, tokens), read=("resid_post", site_layer, at)).read  # type: ignore[arg-type, return-value]
+        read = Read("resid_post", (site_layer,), at)
+        return run_blocks(config, params, embed(params, tokens), read=read).read[0]  # type: ignore[arg-type, index]
 
     width, every, ends = max(len(ids) for ids, _ in rows), [], []
     for start in range(0, len(rows), 64):

@@ -11,23 +11,25 @@ if TYPE_CHECKING:
     from smda_jax.data.records import read_pairs as read_pairs
     from smda_jax.data.records import read_prompts as read_prompts
     from smda_jax.errors import InputError as InputError
-    from smda_jax.jacobian.passes import activations as activations
+    from smda_jax.jacobian.evaluation import activations as activations
+    from smda_jax.jacobian.evaluation import load_model as load_model
     from smda_jax.jacobian.passes import factors as factors
     from smda_jax.jacobian.passes import finite as finite
     from smda_jax.jacobian.passes import forward as forward
-    from smda_jax.jacobian.passes import load_model as load_model
+    from smda_jax.jacobian.passes import reverse as reverse
     from smda_jax.policy.influence import decompose as decompose
     from smda_jax.policy.ridge import ridge as ridge
     from smda_jax.sae.formats import load as load_sae
 
 _WHERE = {
-    "load_model": ("jacobian.passes", "load_model"),
+    "load_model": ("jacobian.evaluation", "load_model"),
     "load_sae": ("sae.formats", "load"),
     "read_prompts": ("data.records", "read_prompts"),
     "read_pairs": ("data.records", "read_pairs"),
-    "activations": ("jacobian.passes", "activations"),
+    "activations": ("jacobian.evaluation", "activations"),
     "factors": ("jacobian.passes", "factors"),
     "forward": ("jacobian.passes", "forward"),
+    "reverse": ("jacobian.passes", "reverse"),
     "finite": ("jacobian.passes", "finite"),
     "ridge": ("policy.ridge", "ridge"),
     "decompose": ("policy.influence", "decompose"),
@@ -37,7 +39,7 @@ _WHERE = {
 
 __all__ = [
     "Chat", "InputError", "activations", "decompose", "factors", "finite", "forward", "load_model", "load_sae", "read_pairs",
-    "read_prompts", "ridge",
+    "read_prompts", "reverse", "ridge",
 ]  # fmt: skip
 
 

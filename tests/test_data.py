@@ -221,8 +221,8 @@ def test_buckets_hold_everything_once_and_waste_little(lengths, size):
     bound = sum(padded_length(n) for n in lengths)
     seen = []
     total = 0
-    for rows, width in blocks_by_length(lengths, size):
-        assert len(rows) <= size
+    for rows, width, filled in blocks_by_length(lengths, size):
+        assert len(rows) <= filled <= size
         assert all(lengths[i] <= width for i in rows)
         seen += rows.tolist()
         total += width * len(rows)

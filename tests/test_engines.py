@@ -1,27 +1,35 @@
 """Factors and engines against the oracle: weights really moved, in float64."""
 
 import functools
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+import torch
+from conftest import EMBEDDED
+from safetensors.numpy import save_file
 
+import smda_jax as smda
 from smda_jax.data import batches
 from smda_jax.data.chat import PairTokens, PromptTokens
 from smda_jax.data.targets import Targets
-from smda_jax.jacobian.factors import factors
+from smda_jax.jacobian.factors import factors, gradient, squares
 from smda_jax.jacobian.finite import finite
 from smda_jax.jacobian.forward import forward
+from smda_jax.jacobian.query import answer, finish, query
 from smda_jax.jacobian.readout import Site, base
+from smda_jax.jacobian.reverse import reverse_h, reverse_y
 from smda_jax.model import hf
 from smda_jax.model.precision import numerics
+from smda_jax.sae.encoder import Encoder
 
 SEQUENCES = [[3, 5], [3, 6], [7], [4, 1, 2]]  # a shared history, a single token, and a row of its own
 TARGETS = Targets.of(SEQUENCES)
 ETA = 1e-3
-_factors = jax.jit(factors, static_argnums=0)
+_factors = jax.jit(factors, static_argnums=0, static_argnames="normalised")
 
 
 def tokens(vocab: int) -> tuple[list[PromptTokens], list[PairTokens]]:
@@ -47,40 +55,160 @@ def truth(folder, site: tuple[str, int], scope: str):
     return out, [oracle.read(model, p.ids, p.eot, site, SEQUENCES) for p in prompts]
 
 
+def shaped_like_parameters(checkpoint, tensors, folder):
+    """Values by the checkpoint's own tensor names, as a tree of parameters."""
+    folder.mkdir(exist_ok=True)
+    shutil.copy(checkpoint / "config.json", folder)
+    save_file(tensors, folder / "model.safetensors")
+    return hf.load(folder, "float64")[1]
+
+
+def each(got, expected, tolerance: float) -> None:
+    """Close, pair by pair: a small one does not hide behind a large one."""
+    for one, other in zip(got, expected, strict=True):
+        close(one, other, tolerance)
+
+
 def close(got, expected, tolerance: float) -> None:
     assert np.abs(np.asarray(got) - expected).max() <= tolerance * np.abs(expected).max()
 
 
-CASES = [(kind, "float64", ("resid_post", 1), "response") for kind in oracle.KINDS] + [
-    ("llama3_tied_gqa", "float32", ("resid_post", 1), "response"),
-    ("llama_untied_mha", "float32", ("resid_post", 1), "response"),
-    ("llama_all_biases_linear_rope", "float64", ("mlp_out", 0), "all"),
-    ("mistral_window", "float64", ("attn_out", 2), "all"),
+# Padded to 8 tokens a pair's step is kept in factors at these sizes, padded to 32 it is merged.
+CASES = [
+    ("llama3_tied_gqa", "float64", ("resid_post", 1), "response", 8),
+    ("llama3_tied_gqa", "float32", ("resid_post", 1), "response", 32),
+    ("llama_untied_mha", "float64", ("resid_post", 1), "response", 32),
+    ("llama_untied_mha", "float32", ("resid_pre", 1), "response", 8),
+    ("llama_all_biases_linear_rope", "float64", ("mlp_out", 2), "all", 32),
+    ("llama_all_biases_linear_rope", "float64", ("resid_post", 1), "response", 8),
+    ("qwen2", "float64", ("resid_post", 1), "response", 8),
+    ("mistral_window", "float64", ("attn_out", 2), "all", 32),
 ]
 
 
-@pytest.mark.parametrize(("kind", "dtype", "site", "scope"), CASES)
-def test_forward_equals_moved_weights(checkpoints, kind, dtype, site, scope):
+@pytest.mark.parametrize(("kind", "dtype", "site", "scope", "width"), CASES)
+def test_first_order_engines_equal_moved_weights(checkpoints, kind, dtype, site, scope, width):
     tolerance = 1e-6 if dtype == "float64" else 1e-4
     expected, read = truth(checkpoints[kind], site, scope)
+    r = np.random.default_rng(3)
     with numerics(dtype):
         config, params = hf.load(checkpoints[kind], dtype)
         prompts, pairs = tokens(config.vocab)
+        pairs = [pair for pair in pairs if len(pair.ids) <= width]
         batch = batches.prompt_batch(prompts, TARGETS, 24, batches.shared_length(prompts), 3)
         start = base(config, params, batch, TARGETS, Site(*site))
         for n, (h, y) in enumerate(read):
             close(start.h[n], h, 1e-9 if dtype == "float64" else 1e-4)
             close(start.y[n], np.float64(y), 1e-9 if dtype == "float64" else 1e-4)
-        for pair, (loss, norm, dh, dy) in zip(pairs, expected, strict=True):
-            block = batches.pair_batch([pair], scope, batches.padded_length(len(pair.ids)), 1)
-            steps, statistics = _factors(config, params, block, ETA)
-            assert bool(steps.deltas) == (len(pair.ids) == 7)
-            close(statistics.loss[0], loss, tolerance)
-            close(statistics.gradient_norm[0], norm, tolerance)
-            got = forward(config, params, steps, batch, TARGETS, Site(*site))
-            for n in range(3):
-                close(got.h[0, n], dh[n], tolerance)
-            close(got.y[0], dy, tolerance)
+        loss, norm, dh, dy = (np.stack(v) for v in zip(*expected[: len(pairs)], strict=True))
+        block = batches.pair_batch(pairs, scope, width, len(pairs))
+        steps, statistics = _factors(config, params, block, ETA)
+        close(statistics.loss, loss, tolerance)
+        close(statistics.gradient_norm, norm, tolerance)
+        got = forward(config, params, steps, batch, TARGETS, Site(*site))
+        each(got.h, dh, tolerance)
+        each(got.y, dy, tolerance)
+        seen = np.arange(config.vocab, dtype=np.int32)
+        each(reverse_y(config, params, steps, batch, seen, TARGETS), dy, tolerance)
+        W = r.normal(size=(config.hidden, 4))
+        direction = jnp.asarray(np.broadcast_to(W.T[:, None], (4, 3, config.hidden)), dtype)
+        alone, eot = (jnp.asarray(v)[:: len(TARGETS.rows)] for v in (batch.tokens, batch.eot))
+        each(reverse_h(config, params, steps, alone[:, :12], seen, eot, direction, Site(*site)), dh @ W, tolerance)
+
+
+@pytest.mark.parametrize(("kind", "dtype", "site", "scope", "width"), CASES[1:5])
+def test_query_equals_moved_weights(checkpoints, kind, dtype, site, scope, width):
+    """One functional, and more than a pair has tokens: two ways to the same product."""
+    tolerance = 1e-6 if dtype == "float64" else 1e-4
+    expected, _ = truth(checkpoints[kind], site, scope)
+    r = np.random.default_rng(3)
+    with numerics(dtype):
+        config, params = hf.load(checkpoints[kind], dtype)
+        prompts, pairs = tokens(config.vocab)
+        pairs = [pair for pair in pairs if len(pair.ids) <= width]
+        _, _, dh, dy = (np.stack(v) for v in zip(*expected[: len(pairs)], strict=True))
+        batch = batches.prompt_batch(prompts, TARGETS, 24, batches.shared_length(prompts), 3)
+        block = batches.pair_batch(pairs, scope, width, len(pairs))
+        W = r.normal(size=(config.hidden, 4))
+        encoder = Encoder(jnp.asarray(W, dtype), jnp.zeros(4, dtype))
+        for m in (1, 40):
+            z, y = r.normal(size=(m, 3, 4)), r.normal(size=(m, 3))
+            through_x, through_y = np.einsum("mnk,inh,hk->mi", z, dh, W), y @ dy.T
+            scale = np.abs(z).sum() / m * np.abs(dh @ W).max() + np.abs(y).sum() / m * np.abs(dy).max()
+            ways = [(z, y, through_x + through_y)] + [(z, None, through_x), (None, y, through_y)] * (kind == "llama_untied_mha")
+            queries = tuple(query(config, params, batch, encoder, a, b, TARGETS, Site(*site)) for a, b, _ in ways)
+            answers, _ = answer(config, params, block, queries, jnp.asarray(ETA))
+            for value, (_, _, want) in zip(answers, ways, strict=True):
+                assert np.abs(value - want).max() <= tolerance * scale
+
+
+def test_forward_reads_several_layers_in_one_pass(checkpoints):
+    with numerics("float64"):
+        config, params = hf.load(checkpoints["llama_all_biases_linear_rope"], "float64")
+        prompts, pairs = tokens(config.vocab)
+        batch = batches.prompt_batch(prompts, TARGETS, 16, 4, 3)
+        steps, _ = _factors(config, params, batches.pair_batch(pairs, "response", 32, 2), ETA)
+        together = forward(config, params, steps, batch, TARGETS, Site("resid_post", 1, (3, 0)))
+        read = base(config, params, batch, TARGETS, Site("resid_post", 1, (3, 0)))
+        for i, layer in enumerate((3, 0)):
+            alone = forward(config, params, steps, batch, TARGETS, Site("resid_post", layer))
+            close(together.also[i], alone.h, 1e-12)
+            close(read.also[i], base(config, params, batch, TARGETS, Site("resid_post", layer)).h, 1e-12)
+
+
+@pytest.mark.parametrize("kind", ["llama3_tied_gqa", "llama_all_biases_linear_rope", "qwen2"])
+def test_preconditioned_and_normalised_steps_equal_moved_weights(checkpoints, kind, tmp_path):
+    """The oracle's direction is its own gradient, multiplied entry by entry, or divided by its norm."""
+    site, r = ("resid_post", 1), np.random.default_rng(7)
+    model = oracle.load_double(checkpoints[kind])
+    prompts, pairs = tokens(model.config.vocab_size)
+    # Drawn by checkpoint name, so that both sides have the same preconditioner without sharing its layout.
+    names = [name for name, _ in model.named_parameters()]
+    P = {name: r.uniform(0.5, 2.0, tuple(p.shape)) for name, p in model.named_parameters()}
+    with numerics("float64"):
+        config, params = hf.load(checkpoints[kind], "float64")
+        scaling = shaped_like_parameters(checkpoints[kind], P, tmp_path)
+        batch = batches.prompt_batch(prompts, TARGETS, 16, 4, 3)
+        features = jnp.asarray(r.normal(size=(config.hidden, 2)))
+        alone, bare = jnp.asarray(batch.tokens)[:: len(TARGETS.rows), :12], jnp.asarray(batch.eot)[:: len(TARGETS.rows)]
+        direction = jnp.broadcast_to(features.T[:, None], (2, 3, config.hidden))
+        y = np.ones((1, 3))
+        q = query(config, params, batch, Encoder(features, jnp.zeros(2)), None, y, TARGETS, Site(*site))
+        q = finish(q, scaling, jnp.float64)
+        both = []
+        for pair in pairs:
+            _, g = oracle.gradient(model, pair.ids, pair.response)
+            norm = sum(float((x**2).sum()) for x in g) ** 0.5
+            step = [torch.as_tensor(P[name]) * x / norm for name, x in zip(names, g, strict=True)]
+            eps = 2e-3 / sum(float((x**2).sum()) for x in step) ** 0.5
+            dh, dy = oracle.derivative(model, step, [(p.ids, p.eot) for p in prompts], site, SEQUENCES, eps=eps)
+            both.append((-ETA * dh, -ETA * dy))
+        dh, dy = (np.stack(v) for v in zip(*both, strict=True))
+        block = batches.pair_batch(pairs, "response", 32, 2)
+        steps, _ = _factors(config, params, block, ETA, scaling, normalised=True)
+        got = forward(config, params, steps, batch, TARGETS, Site(*site))
+        close(got.h, dh, 1e-6)
+        close(got.y, dy, 1e-6)
+        seen = np.arange(config.vocab, dtype=np.int32)
+        close(reverse_y(config, params, steps, batch, seen, TARGETS), dy, 1e-6)
+        close(reverse_h(config, params, steps, alone, seen, bare, direction, Site(*site)), dh @ np.asarray(features), 1e-6)
+        (value,), _ = answer(config, params, block, (q,), jnp.asarray(ETA), normalised=True)
+        close(value[0], dy.sum(1), 1e-6)
+
+
+def test_second_moments_are_the_mean_of_squared_gradients(checkpoints, tmp_path):
+    for kind in ("llama_all_biases_linear_rope", "llama_untied_mha"):
+        model = oracle.load_double(checkpoints[kind])
+        _, pairs = tokens(model.config.vocab_size)
+        squared = [[x**2 for x in oracle.gradient(model, p.ids, p.response)[1]] for p in pairs]
+        names = [name for name, _ in model.named_parameters()]
+        mean = {name: torch.stack(v).mean(0) for name, *v in zip(names, *squared, strict=True)}
+        with numerics("float64"):
+            config, params = hf.load(checkpoints[kind], "float64")
+            want = shaped_like_parameters(checkpoints[kind], {name: v.numpy() for name, v in mean.items()}, tmp_path / kind)
+            _, g = gradient(config, params, batches.pair_batch(pairs, "response", 32, 3))
+            got = squares(g, jnp.array([0.5, 0.5, 0.0]), params)
+            jax.tree.map(lambda a, b: close(a, np.asarray(b), 1e-9), got, want)
 
 
 @pytest.mark.parametrize("kind", ["llama3_tied_gqa", "llama_all_biases_linear_rope", "qwen2"])
@@ -99,7 +227,7 @@ def test_finite_equals_a_copied_weights_step_and_tends_to_forward(checkpoints, k
             steps, _ = _factors(config, params, block, eta)
             true = finite(config, params, steps, batch, TARGETS, Site(*site))
             linear = forward(config, params, steps, batch, TARGETS, Site(*site))
-            errors.append([float(jnp.abs(t - lin).max()) for t, lin in zip(true, linear, strict=True)])
+            errors.append([float(jnp.abs(t - lin).max()) for t, lin in zip(true[:2], linear[:2], strict=True)])
             for i, g in enumerate(gradients):
                 moved = oracle.load_double(checkpoints[kind])
                 oracle.move(moved, g, -eta)
@@ -158,8 +286,36 @@ def test_bfloat16_tangents_rank_pairs_as_float32_does(checkpoints):
     assert np.corrcoef(results["float32"], results["bfloat16"])[0, 1] > 0.99
 
 
+def test_many_readouts_at_once_equal_few(evaluation):
+    """At this size XLA's CPU compiler once fused a product of attention gradients wrongly."""
+    e, steps = evaluation
+    few, many = smda.reverse(e, steps, block=24), smda.reverse(e, steps, block=4000)
+    close(many.x, few.x, 1e-5)
+    close(many.y, few.y, 1e-5)
+
+
+def test_reverse_equals_forward_over_a_data_set(evaluation):
+    e, steps = evaluation
+    some = np.array([41, 3, 17, 20])
+    whole, part = smda.forward(e, steps), smda.reverse(e, steps, prompts=some)
+    close(part.x, whole.x[:, some], 1e-5)
+    close(part.y, whole.y[:, some], 1e-5)
+    assert (np.isnan(part.z) == ~e.active[some][None]).all()
+    close(smda.reverse(e, steps, prompts=some, inactive=True).z, whole.z[:, some], 1e-5)
+
+
+@pytest.fixture(scope="module")
+def evaluation():
+    model, sae = smda.load_model(EMBEDDED / "model"), smda.load_sae(EMBEDDED / "sae")
+    prompts, pairs = smda.read_prompts(EMBEDDED / "prompts.parquet"), smda.read_pairs(EMBEDDED / "pairs.parquet")
+    steps = smda.factors(model, pairs.take(range(3)))
+    return smda.activations(model, sae, prompts.take(range(60))), steps
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", oracle.KINDS)
-def test_forward_in_float32_on_the_device_equals_moved_weights(checkpoints, kind):
+def test_engines_in_float32_on_the_device_equal_moved_weights(checkpoints, kind):
     """TF32 products would miss this by two digits."""
-    test_forward_equals_moved_weights(checkpoints, kind, "float32", ("resid_post", 1), "response")
+    case = (kind, "float32", ("resid_post", 1), "response", 32)
+    test_first_order_engines_equal_moved_weights(checkpoints, *case)
+    test_query_equals_moved_weights(checkpoints, *case)

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from smda_jax.errors import InputError
 from smda_jax.model import hf
 from smda_jax.model.config import from_hf
-from smda_jax.model.llama import SITES, embed, logits, run_blocks
+from smda_jax.model.llama import SITES, Read, embed, logits, run_blocks
 
 IDS = np.random.default_rng(3).integers(0, 43, (2, 19))
 
@@ -31,14 +31,17 @@ def test_logits_and_every_stream_equal_transformers_in_float64(checkpoints, kind
         @jax.jit
         def read(params, tokens):
             places = itertools.product(SITES, range(config.layers))
-            return {place: run_blocks(config, params, embed(params, tokens), read=(*place, at)).read for place in places}
+            return {
+                place: run_blocks(config, params, embed(params, tokens), read=Read(place[0], (place[1],), at)).read
+                for place in places
+            }
 
         reads = read(params, jnp.asarray(IDS))
         for row, ids in enumerate(IDS.tolist()):
             streams, expected = oracle.streams(reference, ids)
             np.testing.assert_allclose(got[row], expected.detach(), rtol=1e-9, atol=1e-9)
             for place, value in reads.items():
-                np.testing.assert_allclose(value[row], streams[place][int(at[row])].detach(), rtol=1e-9, atol=1e-9)
+                np.testing.assert_allclose(value[0, row], streams[place][int(at[row])].detach(), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", oracle.KINDS)

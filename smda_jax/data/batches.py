@@ -1,6 +1,7 @@
 """Padded batches of token ids, bucketed by length."""
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from flax import struct
@@ -85,14 +86,23 @@ def bucket_widths(lengths: Sequence[int], slack: float = SLACK) -> list[int]:
     return chosen[::-1]
 
 
-def blocks_by_length(lengths: Sequence[int], size: int, slack: float = SLACK) -> Iterator[tuple[np.ndarray, int]]:
-    """(rows, width) of blocks of at most `size` items of one bucket; a pure function of the lengths."""
+class LengthBlock(NamedTuple):
+    """Items of one bucket, the width they are padded to, and the size that all blocks of the bucket are filled up to."""
+
+    rows: Int[np.ndarray, " row"]
+    width: int
+    size: int
+
+
+def blocks_by_length(lengths: Sequence[int], most: int, slack: float = SLACK) -> Iterator[LengthBlock]:
+    """Blocks of at most `most` items of one bucket, of even sizes; a pure function of the lengths."""
     widths = bucket_widths(lengths, slack)
     bucket = np.searchsorted(widths, lengths)
     for index, width in enumerate(widths):
         own = np.flatnonzero(bucket == index)
+        size = -(-len(own) // -(-len(own) // most))
         for start in range(0, len(own), size):
-            yield own[start : start + size], width
+            yield LengthBlock(own[start : start + size], width, size)
 
 
 def prompt_batch(prompts: Sequence[PromptTokens], targets: Targets, width: int, shared: int, rows: int) -> PromptBatch:

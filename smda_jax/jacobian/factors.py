@@ -1,5 +1,6 @@
 """Per-pair loss gradients in factored form: operation inputs and the loss gradient at operation outputs."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,53 +10,83 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from smda_jax.data.batches import PairBatch
-from smda_jax.jacobian.injection import EmbedStep, LinearStep, MergedStep, ScaleStep, UnembedStep
+from smda_jax.jacobian.injection import EmbedStep, LinearStep, ScaleStep, UnembedStep
 from smda_jax.model.config import ModelConfig
 from smda_jax.model.llama import (
+    EVERY_INPUT,
     LINEAR,
     SCALE,
+    Block,
+    Linear,
     Params,
     TapSource,
     at_tokens,
+    block,
+    block_zeros,
     embed,
+    head_zeros,
     run_blocks,
     unembed,
     wide,
-    zero_taps,
 )
 from smda_jax.pytree import pytree
 
 
 @pytree
-class Factors:
-    """SGD steps of a block of pairs, from the same base weights; deltas carry -η.
-
-    A linear operation is kept as two factors where they are smaller than its matrix, and merged where they are not: with s
-    tokens, both storage and the work of an injection are s·(in + out) factored and in·out merged. Real models are factored
-    throughout; models narrower than the pairs are long are not.
+class Gradient:
+    """Loss gradients of a block of pairs, with respect to every parameter, in factored form.
 
     Attributes:
-        inputs: of the factored linear operations, by the input's name.
-        deltas: of the factored linear operations, at their outputs.
-        merged: whole steps of the other linear operations (weight, and bias where they have one).
-        scales: whole steps of the norms' scales in the blocks.
+        inputs: of the blocks' operations, by the input's name; and `resid_pre`.
+        deltas: loss gradient at the outputs of the blocks' operations.
         tokens: the pairs' token ids.
-        embed: deltas at the embedding's output.
-        final_scale: whole step of the final norm's scale.
-        head_in: the unembedding's input at the scored positions.
-        head: deltas at the logits there.
+        embed: loss gradient at the embedding's output.
+        final_unit: the final norm's input, before its scale, at the scored positions.
+        final_norm: loss gradient at the final norm's output there.
+        head_in: the unembedding's input there.
+        head: loss gradient at the logits there.
         config: of the model.
     """
 
     inputs: dict[str, Float[Array, "layer pair token _"]]
     deltas: dict[str, Float[Array, "layer pair token _"]]
-    merged: dict[str, tuple[Float[Array, "layer pair _ _"], Float[Array, "layer pair _"] | None]]
-    scales: dict[str, Float[Array, "layer pair hidden"]]
+    tokens: Int[Array, "pair token"]
+    embed: Float[Array, "pair token hidden"]
+    final_unit: Float[Array, "pair position hidden"]
+    final_norm: Float[Array, "pair position hidden"]
+    head_in: Float[Array, "pair position hidden"]
+    head: Float[Array, "pair position vocab"]
+    config: ModelConfig = struct.field(pytree_node=False)
+
+
+@pytree
+class Factors:
+    """Steps of a block of pairs, each from the same base weights; deltas carry -η.
+
+    Of each block only the residual stream that enters it and the gradient at its output are kept: `hidden` numbers per token
+    instead of some twenty times as many. An engine that comes to a layer gets its factors back from one backward pass
+    through that block.
+
+    Attributes:
+        stream: residual stream before every block.
+        delta: at every block's output.
+        tokens: the pairs' token ids.
+        embed: delta at the embedding's output.
+        final_scale: whole step of the final norm's scale.
+        head_in: the unembedding's input at the scored positions.
+        head: deltas at the logits there.
+        scaling: diagonal preconditioner of the update rule, shaped like the parameters; None for plain SGD.
+        config: of the model.
+    """
+
+    stream: Float[Array, "layer pair token hidden"]
+    delta: Float[Array, "layer pair token hidden"]
     tokens: Int[Array, "pair token"]
     embed: Float[Array, "pair token hidden"]
     final_scale: Float[Array, "pair hidden"]
     head_in: Float[Array, "pair position hidden"]
     head: Float[Array, "pair position vocab"]
+    scaling: Params | None
     config: ModelConfig = struct.field(pytree_node=False)
 
     @property
@@ -66,32 +97,32 @@ class Factors:
     def axes(self) -> Any:
         """The pair axis of every leaf, for `vmap`."""
         first = jax.tree.map(lambda _: 0, self)
-        return first.replace(**{k: jax.tree.map(lambda _: 1, getattr(self, k)) for k in _STACKED})
+        return first.replace(stream=1, delta=1, scaling=None)
 
     def steps(self) -> TapSource:
         """The steps as taps: what each adds at every operation, given the operation's input.
 
-        Leaves keep the pair axis; `vmap` over it before calling one.
+        Leaves keep the pair axis: `vmap` `layer` over it (`block_axes` says where), and `inject` what it returns.
         """
         head = LinearStep(self.head_in, self.head)
-        table = EmbedStep(self.tokens, self.embed, None)
-        tied = self.config.tied
+        tied, scaling = self.config.tied, self.scaling
+        table = EmbedStep(self.tokens, self.embed, head if tied else None, None if scaling is None else scaling.embed)
+        looked_up = table.replace(head=None, scaling=None) if tied else None  # type: ignore[attr-defined]
+        top = None if scaling is None else scaling.embed if scaling.unembed is None else scaling.unembed
+        final = self.final_scale if scaling is None else self.final_scale * scaling.final_norm
         tree = {
-            "embed": table.replace(head=head if tied else None),  # type: ignore[attr-defined]
-            "blocks": {k: getattr(self, k) for k in _STACKED},
-            "final_norm": ScaleStep(self.final_scale),
-            "unembed": UnembedStep(head, table if tied else None),
+            "embed": table,
+            "blocks": (self.stream, self.delta, None if scaling is None else scaling.blocks),
+            "final_norm": ScaleStep(final),
+            "unembed": UnembedStep(head, looked_up, top),
         }
         return TapSource(tree, rule=lambda step, x: step(x), layer=self._layer)
 
-    def _layer(self, blocks: dict[str, Any]) -> dict[str, Any]:
-        inputs, biased = blocks["inputs"], self.config.biased
-        factored = {name: LinearStep(inputs[LINEAR[name]], d, name in biased) for name, d in blocks["deltas"].items()}
-        merged = {name: MergedStep(w, b) for name, (w, b) in blocks["merged"].items()}
-        return factored | merged | {name: ScaleStep(g) for name, g in blocks["scales"].items()}
+    block_axes = (None, (0, 0, None))
 
-
-_STACKED = ("inputs", "deltas", "merged", "scales")  # fields whose leaves have the layer axis first
+    def _layer(self, p: Block, blocks: tuple[Array, Array, Block | None]) -> dict[str, Any]:
+        stream, delta, scaling = blocks
+        return block_steps(self.config, p, stream, delta, scaling)
 
 
 class PairStatistics(NamedTuple):
@@ -101,68 +132,123 @@ class PairStatistics(NamedTuple):
     gradient_norm: Float[Array, " pair"]
 
 
-def factors(
-    config: ModelConfig, params: Params, batch: PairBatch, learning_rate: float | Array
-) -> tuple[Factors, PairStatistics]:
-    """One backward pass over the pairs: factors of `-η ∂L[i]/∂θ` of each pair i, without forming a gradient.
+def block_steps(
+    config: ModelConfig,
+    p: Block,
+    stream: Float[Array, "token hidden"],
+    delta: Float[Array, "token hidden"],
+    scaling: Block | None = None,
+) -> dict[str, Any]:
+    """One pair's steps of a block's operations, from what enters the block and the delta at its output.
+
+    A linear operation's step is kept as two factors where they are smaller than its matrix, and merged where they are not:
+    with s tokens, both storage and the work of an injection are s·(in + out) factored and in·out merged. Real models are
+    factored throughout; models narrower than the pairs are long are not.
+    """
+
+    def run(taps: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+        streams, _, inputs = block(config, p, stream[None], taps)
+        return streams["resid_post"], inputs
+
+    _, pull, inputs = jax.vjp(run, block_zeros(config, 1, stream.shape[0], dtype=stream.dtype), has_aux=True)
+    (deltas,) = pull(delta[None])
+    steps: dict[str, Any] = {}
+    for name, source in LINEAR.items():
+        step = LinearStep(inputs[source][0], deltas[name][0], name in config.biased)
+        if scaling is not None:
+            own, merged = getattr(scaling, name), step.merged()
+            step = merged.replace(w=merged.w * own.w.T, b=None if own.b is None else merged.b * own.b)  # type: ignore[attr-defined]
+        elif step.a.shape[0] * (step.a.shape[1] + step.d.shape[1]) >= step.a.shape[1] * step.d.shape[1]:
+            step = step.merged()
+        steps[name] = step
+    for name, source in SCALE.items():
+        g = jnp.einsum("th,th->h", inputs[source][0], deltas[name][0])
+        steps[name] = ScaleStep(g if scaling is None else g * getattr(scaling, name))
+    return steps
+
+
+def gradient(config: ModelConfig, params: Params, batch: PairBatch) -> tuple[Float[Array, " pair"], Gradient]:
+    """One forward and one backward pass over the pairs → losses (nats per scored token) and their factored gradients.
 
     Taps of zeros sit at every operation's output; the gradient with respect to them is δ. A batch's rows do not interact,
     so one gradient of the summed losses gives every pair its own.
     """
-    rows, tokens = batch.tokens.shape
     dtype = params.embed.dtype
     ids, at = jnp.asarray(batch.tokens), jnp.asarray(batch.at)
 
     def total(tree: dict[str, Any]) -> tuple[Array, tuple[Array, dict[str, Array]]]:
         taps = TapSource(tree)
-        hidden = run_blocks(config, params, embed(params, ids, taps), taps, keep_inputs=True)
+        hidden = run_blocks(config, params, embed(params, ids, taps), taps, keep=(*EVERY_INPUT, "resid_pre"))
         logits, head = unembed(config, params, at_tokens(hidden.x, at), taps)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(wide(dtype)), jnp.asarray(batch.target))
         losses = jnp.sum(losses * jnp.asarray(batch.weight, losses.dtype), axis=1)
-        return losses.sum(), (losses, hidden.inputs | head)
+        return losses.sum(), (losses, hidden.kept | head)
 
-    zeros = zero_taps(config, rows, tokens, at.shape[1], dtype)
+    zeros = head_zeros(config, *at.shape, dtype=dtype) | {
+        "embed": jnp.zeros((*ids.shape, config.hidden), dtype),
+        "blocks": block_zeros(config, config.layers, *ids.shape, dtype=dtype),
+    }
     delta, (losses, inputs) = jax.grad(total, has_aux=True)(zeros)
-    own = delta["blocks"]
-    factored = {name: own[name] for name, source in LINEAR.items() if _is_thin(inputs[source], own[name])}
-    gradient = Factors(
-        inputs={LINEAR[name]: inputs[LINEAR[name]] for name in factored},
-        deltas=factored,
-        merged={
-            name: (
-                jnp.einsum("lpsi,lpso->lpio", inputs[source], own[name]),
-                own[name].sum(axis=2) if name in config.biased else None,
-            )
-            for name, source in LINEAR.items()
-            if name not in factored
-        },
-        scales={name: jnp.einsum("lpth,lpth->lph", inputs[SCALE[name]], own[name]) for name in SCALE},
-        tokens=ids,
-        embed=delta["embed"],
-        final_scale=jnp.einsum("pth,pth->ph", inputs["final_unit"], delta["final_norm"]),
-        head_in=inputs["final_in"],
-        head=delta["unembed"],
-        config=config,
+    final_unit, head_in = inputs.pop("final_unit"), inputs.pop("final_in")
+    return losses, Gradient(
+        inputs, delta["blocks"], ids, delta["embed"], final_unit, delta["final_norm"], head_in, delta["unembed"], config
     )
-    norm = jnp.sqrt(_squared_norm(gradient))
+
+
+def factors(
+    config: ModelConfig,
+    params: Params,
+    batch: PairBatch,
+    learning_rate: float | Array,
+    scaling: Params | None = None,
+    *,
+    normalised: bool = False,
+) -> tuple[Factors, PairStatistics]:
+    """Factors of the step `-η ∂L[i]/∂θ` of each pair i, from one backward pass, without forming a gradient.
+
+    Args:
+        config: of the model.
+        params: of the model.
+        batch: the pairs.
+        learning_rate: η.
+        scaling: diagonal preconditioner, applied to the gradient.
+        normalised: divide each pair's gradient by its norm.
+    """
+    losses, g = gradient(config, params, batch)
+    statistics = PairStatistics(losses, jnp.sqrt(squared_norm(g)))
+    dtype = params.embed.dtype
     # In bfloat16 the rate itself would round, the same way for every pair: scale in float32, then round what is scaled.
-    eta = jnp.asarray(-learning_rate, wide(dtype))
-    linear_in_gradient = ("deltas", "merged", "scales", "embed", "final_scale", "head")
-    step = gradient.replace(  # type: ignore[attr-defined]
-        **{
-            k: jax.tree.map(lambda d: (eta * d.astype(eta.dtype)).astype(dtype), getattr(gradient, k))
-            for k in linear_in_gradient
-        }
-    )
-    return step, PairStatistics(losses, norm)
+    rate = step_size(learning_rate, statistics.gradient_norm, normalised)
+
+    def scaled(d: Array, axis: int = 0) -> Array:
+        factor = jnp.expand_dims(rate, [i for i in range(d.ndim) if i != axis])
+        return (factor * d.astype(rate.dtype)).astype(dtype)
+
+    step = Factors(
+        stream=g.inputs["resid_pre"], delta=scaled(g.deltas["down"], 1), tokens=g.tokens, embed=scaled(g.embed),
+        final_scale=scaled(jnp.einsum("pth,pth->ph", g.final_unit, g.final_norm)), head_in=g.head_in, head=scaled(g.head),
+        scaling=scaling, config=config,
+    )  # fmt: skip
+    return step, statistics
 
 
-def _is_thin(a: Float[Array, "layer pair token in"], d: Float[Array, "layer pair token out"]) -> bool:
-    """Whether the factors are smaller than their product."""
-    return a.shape[2] * (a.shape[3] + d.shape[3]) < a.shape[3] * d.shape[3]
+def step_size(learning_rate: float | Array, norm: Float[Array, " pair"], normalised: bool) -> Float[Array, " pair"]:
+    """What each pair's gradient is multiplied by: -η, or -η / ‖g‖."""
+    eta = jnp.broadcast_to(-jnp.asarray(learning_rate, norm.dtype), norm.shape)
+    return eta / norm if normalised else eta
 
 
-def _squared_norm(g: Factors) -> Float[Array, " pair"]:
+def over_layers(
+    g: Gradient, total: Any, visit: Callable[[Any, dict[str, Array], dict[str, Array], Any], Any], xs: Any = None
+) -> Any:
+    """Folds `visit(total, inputs, deltas, x)` over the layers; `xs` has the layer axis first, and may end early."""
+    leaves = jax.tree.leaves(xs)
+    count = leaves[0].shape[0] if leaves else g.config.layers
+    inputs, deltas = jax.tree.map(lambda leaf: leaf[:count], (g.inputs, g.deltas))
+    return jax.lax.scan(lambda total, x: (visit(total, x[0], x[1], x[2]), None), total, (inputs, deltas, xs))[0]
+
+
+def squared_norm(g: Gradient) -> Float[Array, " pair"]:
     """‖∂L/∂θ‖² per pair over all parameters, a tied table once: `‖aᵀd‖² = Σ_{s,t} (a_s·a_t)(d_s·d_t)`."""
     dtype = wide(g.embed.dtype)
 
@@ -175,22 +261,50 @@ def _squared_norm(g: Factors) -> Float[Array, " pair"]:
     def square(x: Array) -> Array:
         return jnp.sum(x.astype(dtype) ** 2, axis=-1)
 
-    def layer(total: Array, blocks: dict[str, Any]) -> tuple[Array, None]:
-        for name, d in blocks["deltas"].items():
-            total = total + product(blocks["inputs"][LINEAR[name]], d)
+    def layer(total: Array, inputs: dict[str, Array], deltas: dict[str, Array], _: None) -> Array:
+        grams = {name: dot("psi,pti->pst", a, a) for name, a in inputs.items() if name in LINEAR.values()}
+        for name, source in LINEAR.items():
+            total = total + jnp.sum(grams[source] * dot("pso,pto->pst", deltas[name], deltas[name]), axis=(1, 2))
             if name in g.config.biased:
-                total = total + square(jnp.sum(d.astype(dtype), axis=1))
-        for w, b in blocks["merged"].values():
-            total = total + square(w.reshape(w.shape[0], -1)) + (0 if b is None else square(b))
-        for scale in blocks["scales"].values():
-            total = total + square(scale)
-        return total, None
+                total = total + square(jnp.sum(deltas[name].astype(dtype), axis=1))
+        for name, source in SCALE.items():
+            total = total + square(dot("pth,pth->ph", inputs[source], deltas[name]))
+        return total
 
-    total = square(g.final_scale) + product(g.head_in, g.head)
+    total = square(dot("pth,pth->ph", g.final_unit, g.final_norm)) + product(g.head_in, g.head)
     same = (g.tokens[:, :, None] == g.tokens[:, None]).astype(g.embed.dtype)
     total = total + jnp.sum(dot("pst,pth->psh", same, g.embed) * g.embed.astype(dtype), axis=(1, 2))
     if g.config.tied:  # the cross term of the table's two uses
         looked_up = jnp.take_along_axis(g.head, g.tokens[:, None], axis=2)
         cross = dot("pas,psh->pah", looked_up, g.embed)
         total = total + 2 * jnp.sum(cross * g.head_in.astype(dtype), axis=(1, 2))
-    return jax.lax.scan(layer, total.astype(dtype), {k: getattr(g, k) for k in _STACKED})[0]
+    return over_layers(g, total.astype(dtype), layer)
+
+
+def squares(g: Gradient, weight: Float[Array, " pair"], like: Params) -> Params:
+    """`Σ_i weight[i] g[i]²`, entry by entry, shaped like the parameters."""
+    dtype = wide(g.embed.dtype)
+
+    def total(x: Array) -> Array:
+        return jnp.einsum("p,p...->...", weight.astype(dtype), x.astype(dtype) ** 2)
+
+    def layer(_: None, xs: tuple[dict[str, Array], dict[str, Array]]) -> tuple[None, dict[str, Any]]:
+        inputs, deltas = xs
+        out: dict[str, Any] = {name: total(jnp.sum(inputs[source] * deltas[name], axis=1)) for name, source in SCALE.items()}
+        for name, source in LINEAR.items():
+            b = total(deltas[name].sum(axis=1)) if name in g.config.biased else None
+            out[name] = Linear(total(jnp.einsum("pso,psi->poi", deltas[name], inputs[source])), b)
+        return None, out
+
+    def tables(sums: tuple[Array, ...], one: tuple[Array, ...]) -> tuple[tuple[Array, ...], None]:
+        w, tokens, d, head_in, head = one
+        up = jnp.einsum("sv,sh->vh", head, head_in)
+        down = (up if g.config.tied else jnp.zeros_like(up)).at[tokens].add(d)
+        parts = (down,) if g.config.tied else (down, up)
+        return tuple(s + w.astype(dtype) * p.astype(dtype) ** 2 for s, p in zip(sums, parts, strict=True)), None
+
+    zeros = tuple(jnp.zeros(like.embed.shape, dtype) for _ in range(1 if g.config.tied else 2))
+    embeds, _ = jax.lax.scan(tables, zeros, (weight, g.tokens, g.embed, g.head_in, g.head))
+    _, blocks = jax.lax.scan(layer, None, (g.inputs, g.deltas))
+    final = total(jnp.sum(g.final_unit * g.final_norm, axis=1))
+    return Params(embeds[0], Block(**blocks), final, None if g.config.tied else embeds[1])

@@ -3,6 +3,7 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 
 from smda_jax.data.batches import PromptBatch
 from smda_jax.data.targets import Targets
@@ -10,9 +11,10 @@ from smda_jax.jacobian.factors import Factors
 from smda_jax.jacobian.readout import Reading, Site, read
 from smda_jax.model.config import ModelConfig
 from smda_jax.model.llama import Params
+from smda_jax.model.precision import jit
 
 
-@partial(jax.jit, static_argnames=("config", "targets", "site"))
+@partial(jit, static_argnames=("config", "targets", "site"))
 def finite(config: ModelConfig, params: Params, steps: Factors, batch: PromptBatch, targets: Targets, site: Site) -> Reading:
     """True change of h and Y of every prompt after every pair's step (pair axis first).
 
@@ -24,5 +26,5 @@ def finite(config: ModelConfig, params: Params, steps: Factors, batch: PromptBat
     def after(one: Factors) -> Reading:
         return read(config, params, batch, targets, site, one.steps())
 
-    h, y = jax.vmap(after, in_axes=(steps.axes(),))(steps)
-    return Reading(h - before.h[None], y - before.y[None])
+    out: Reading = jax.vmap(after, in_axes=(steps.axes(),))(steps)
+    return Reading(out.h - before.h[None], out.y - before.y[None], jnp.swapaxes(out.also - before.also[None], 0, 1))

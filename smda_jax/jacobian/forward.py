@@ -10,6 +10,7 @@ from jaxtyping import Array
 from smda_jax.data.batches import PromptBatch
 from smda_jax.data.targets import Targets
 from smda_jax.jacobian.factors import Factors
+from smda_jax.jacobian.injection import inject
 from smda_jax.jacobian.readout import Reading, Site, log_probability
 from smda_jax.model.config import ModelConfig
 from smda_jax.model.llama import (
@@ -22,14 +23,16 @@ from smda_jax.model.llama import (
     at_token,
     at_tokens,
     block,
-    output_sizes,
+    block_zeros,
+    head_zeros,
     unembed,
 )
+from smda_jax.model.precision import jit
 
 _SOURCE = LINEAR | SCALE
 
 
-@partial(jax.jit, static_argnames=("config", "targets", "site"))
+@partial(jit, static_argnames=("config", "targets", "site"))
 def forward(config: ModelConfig, params: Params, steps: Factors, batch: PromptBatch, targets: Targets, site: Site) -> Reading:
     """First-order change of h and Y of every prompt under every pair's step (pair axis first).
 
@@ -48,14 +51,15 @@ def forward(config: ModelConfig, params: Params, steps: Factors, batch: PromptBa
     def body(carry: Any, xs: Any) -> tuple[Any, None]:
         first, rest, dh = carry
         index, p, blocks = xs
-        step = taps.layer(blocks)
+        step = jax.vmap(taps.layer, Factors.block_axes)(p, blocks)
         past = dpast = None
         if batch.shared:
             first, (past, dpast), _ = _advance(config, p, step, site, first, past, dpast, jnp.zeros(1, jnp.int32))
         rest, _, read = _advance(config, p, step, site, rest, past, dpast, eot - batch.shared)
-        return (first, rest, jnp.where(index == site.layer, read, dh)), None
+        return (first, rest, jnp.where((index == layers)[:, None, None, None], read[None], dh)), None
 
-    dh = jnp.zeros((pairs, rows, config.hidden), dtype)
+    layers = jnp.asarray(site.layers)
+    dh = jnp.zeros((len(site.layers), pairs, rows, config.hidden), dtype)
     xs = (jnp.arange(config.layers), params.blocks, taps.tree["blocks"])
     (_, (x, dx), dh), _ = jax.lax.scan(body, (start(head) if batch.shared else None, start(tail), dh), xs)
 
@@ -64,20 +68,15 @@ def forward(config: ModelConfig, params: Params, steps: Factors, batch: PromptBa
         return log_probability(logits, targets), inputs
 
     at = answer - batch.shared
-    widths = {"final_norm": config.hidden, "unembed": config.vocab}
-    zeros = {name: jnp.zeros((*answer.shape, width), dtype) for name, width in widths.items()}
+    zeros = head_zeros(config, *answer.shape, dtype=dtype)
     _, linear, inputs = jax.linearize(behaviour, at_tokens(x, at), zeros, has_aux=True)
     injected = {
         "final_norm": inject(taps.tree["final_norm"], inputs["final_unit"]),
         "unembed": inject(taps.tree["unembed"], inputs["final_in"]),
     }
     dy = jax.vmap(linear)(jax.vmap(at_tokens, (0, None))(dx, at), injected)
-    return Reading(dh[:, :: len(targets.rows)], dy)
-
-
-def inject(step: Any, x: Array) -> Array:
-    """What each pair's step adds to an operation that reads x (pair axis first)."""
-    return jax.vmap(lambda one: one(x))(step)
+    dh = dh[:, :, :: len(targets.rows)]
+    return Reading(dh[0], dy, dh[1:])
 
 
 def _advance(
@@ -97,7 +96,7 @@ def _advance(
         return (streams["resid_post"], Past(k[0], v[0]), at_token(streams[site.stream], at)), inputs
 
     x, dx = carry
-    zeros = {name: jnp.zeros((*x.shape[:2], size), x.dtype) for name, size in output_sizes(config).items()}
+    zeros = block_zeros(config, *x.shape[:2], dtype=x.dtype)
     (y, kv, _), linear, inputs = jax.linearize(run, x, zeros, past, has_aux=True)
     injected = {name: inject(step, inputs[_SOURCE[name]]) for name, step in steps.items()}
     dy, dkv, read = jax.vmap(linear)(dx, injected, dpast)

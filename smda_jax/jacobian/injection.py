@@ -3,10 +3,14 @@
 A plain SGD step changes a linear layer's weight by `ΔW = -η Σ_s δ[s] ⊗ a[s]`, s over the pair's tokens. On another input x the
 layer's output then changes by `ΔW x`, which needs the factors only. Each class below is one such change, for one pair;
 called with the input that an operation reads, it returns what the step adds to the operation's output. Deltas carry the
-factor -η already.
+factor -η already. Under a diagonal preconditioner every entry of the step is multiplied by `scaling`, and the step is no
+longer of low rank.
 """
 
+import jax
+import jax.numpy as jnp
 from flax import struct
+from jax.custom_batching import sequential_vmap
 from jaxtyping import Array, Float, Int
 
 from smda_jax.kernels.low_rank import low_rank_product
@@ -26,10 +30,14 @@ class LinearStep:
         y = low_rank_product(x, self.a, self.d)
         return y + self.d.sum(axis=0)[None, None] if self.biased else y
 
+    def merged(self) -> "MergedStep":
+        """The same step as one matrix."""
+        return MergedStep(jnp.einsum("si,so->io", self.a, self.d), self.d.sum(axis=0) if self.biased else None)
+
 
 @pytree
 class MergedStep:
-    """Step of a linear operation whose matrix is smaller than its factors: `x w`, plus `b`."""
+    """Step of a linear operation as a matrix: `x w`, plus `b`."""
 
     w: Float[Array, "in out"]
     b: Float[Array, " out"] | None
@@ -38,6 +46,10 @@ class MergedStep:
         """See the class."""
         y = x @ self.w
         return y if self.b is None else y + self.b[None, None]
+
+    def merged(self) -> "MergedStep":
+        """Itself."""
+        return self
 
 
 @pytree
@@ -62,12 +74,14 @@ class EmbedStep:
     tokens: Int[Array, " token"]
     d: Float[Array, "token hidden"]
     head: LinearStep | None
+    scaling: Float[Array, "vocab hidden"] | None = None
 
     def __call__(self, x: Int[Array, "row token"]) -> Float[Array, "row token hidden"]:
         """See the class."""
         same = (x[:, :, None] == self.tokens[None, None]).astype(self.d.dtype)
         y = same @ self.d
-        return y if self.head is None else y + self.head.d.T[x] @ self.head.a
+        y = y if self.head is None else y + self.head.d.T[x] @ self.head.a
+        return y if self.scaling is None else y * self.scaling[x]
 
 
 @pytree
@@ -76,10 +90,35 @@ class UnembedStep:
 
     head: LinearStep
     looked_up: EmbedStep | None
+    scaling: Float[Array, "vocab hidden"] | None = None
 
     def __call__(self, x: Float[Array, "row position hidden"]) -> Float[Array, "row position vocab"]:
         """See the class."""
+        if self.scaling is not None:
+            return _scaled_unembedding(self, x)
         y = self.head(x)
         if self.looked_up is None:
             return y
         return y.at[:, :, self.looked_up.tokens].add(x @ self.looked_up.d.T)
+
+
+@sequential_vmap
+def _scaled_unembedding(step: UnembedStep, x: Float[Array, "row position hidden"]) -> Float[Array, "row position vocab"]:
+    """One pair's whole table at a time: it is as large as the model's own."""
+    table = jnp.einsum("sv,sh->vh", step.head.d, step.head.a)
+    if step.looked_up is not None:
+        table = table.at[step.looked_up.tokens].add(step.looked_up.d)
+    assert step.scaling is not None
+    return jnp.einsum("rph,vh->rpv", x, table * step.scaling)
+
+
+def inject(step: object, x: Array) -> Array:
+    """What each pair's step adds to an operation that reads x (pair axis first)."""
+    return jax.vmap(lambda one: one(x), (pair_axes(step),))(step)  # type: ignore[operator]
+
+
+def pair_axes(step: object) -> object:
+    """The pair axis of the leaves of a step: first, but for `scaling`, which pairs share."""
+    shared = [leaf for leaf in (getattr(step, "scaling", None),) if leaf is not None]
+    axes = jax.tree.map(lambda _: 0, step)
+    return axes.replace(scaling=None) if shared else axes  # type: ignore[attr-defined]

@@ -1,333 +1,105 @@
-"""Engines over whole data sets: tokenised, batched, put together again. What runs and notebooks call."""
+"""What is pushed: engines over whole data sets, batched and put together again. What runs and notebooks call."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float, Int
 
-from smda_jax.data.batches import SLACK, blocks_by_length, padded_length, pair_batch, prompt_batch, shared_length
-from smda_jax.data.chat import DEFAULT_DATE, Chat, LossScope, PairTokens, PromptTokens
-from smda_jax.data.features import check, parse
-from smda_jax.data.records import Pairs, Prompts
-from smda_jax.data.targets import REFUSALS, Targets
-from smda_jax.errors import InputError
-from smda_jax.jacobian import readout
-from smda_jax.jacobian.factors import Factors, PairStatistics
+from smda_jax.data.batches import LengthBlock, blocks_by_length, padded_length, pair_batch, prompt_batch
+from smda_jax.data.chat import LossScope, PairTokens
+from smda_jax.data.records import Pairs
+from smda_jax.jacobian import programs, query
+from smda_jax.jacobian.evaluation import Evaluation, Model, Progress, silent, tokenise_pairs
+from smda_jax.jacobian.factors import Factors, PairStatistics, gradient, squares
 from smda_jax.jacobian.factors import factors as factor_block
 from smda_jax.jacobian.finite import finite as finite_block
 from smda_jax.jacobian.forward import forward as forward_block
-from smda_jax.jacobian.readout import Reading, Site
-from smda_jax.model import hf
-from smda_jax.model.config import ModelConfig
-from smda_jax.model.llama import SITES, Params, wide
-from smda_jax.model.precision import DType, numerics
-from smda_jax.policy.selection import contrastive
-from smda_jax.sae.encoder import Encoder, activation, cast, gate, pre_activation, relu_proxy, select
-from smda_jax.sae.formats import SAE
+from smda_jax.jacobian.programs import TooLargeError
+from smda_jax.jacobian.query import Query
+from smda_jax.jacobian.readout import Reading
+from smda_jax.jacobian.reverse import reverse_h, reverse_y
+from smda_jax.model.llama import Params
+from smda_jax.model.precision import jit, numerics
+from smda_jax.sae.encoder import activation, gate, pre_activation
 
-EncoderName = Literal["relu_proxy", "native"]
-EngineName = Literal["forward", "finite"]
-Progress = Callable[[int], None]  # called with the number of prompts just finished
-
-
-def _silent(done: int) -> None:
-    pass
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model ready to be read: shape, parameters and the chat template that wraps every text."""
-
-    config: ModelConfig
-    params: Params
-    chat: Chat
-
-    @property
-    def dtype(self) -> Any:
-        """Of the parameters and the forward pass."""
-        return self.params.embed.dtype
-
-    def astype(self, dtype: DType) -> "Model":
-        """The same weights in another precision."""
-        with numerics(dtype):
-            return replace(self, params=jax.tree.map(lambda leaf: leaf.astype(dtype), self.params))
-
-
-def load_model(
-    model: str | Path, dtype: DType = "float32", *, chat_date: str = DEFAULT_DATE, cache: Path | None = None
-) -> Model:
-    """Loads a Hugging Face folder or Hub id, with the tokenizer beside it.
-
-    Raises:
-        InputError: see `model.hf.load` and `data.chat.Chat`.
-    """
-    with numerics(dtype):
-        config, params = hf.load(model, dtype, cache=cache)
-    return Model(config, params, Chat(hf.fetch(model, hf.PATTERNS), chat_date))
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Evaluation prompts as the base model reads them.
-
-    Attributes:
-        model: the base model.
-        tokens: the prompts.
-        targets: the behaviour.
-        site: where the SAE reads.
-        encoder: of the selected features.
-        feature_ids: their ids, in column order.
-        h: residual stream at the end of turn.
-        z: pre-activations.
-        active: where a feature is active.
-        y: log-probability of the behaviour, in nats.
-        block: prompts per batch.
-        slack: padded tokens allowed per real one; more padding, fewer shapes to compile.
-    """
-
-    model: Model
-    tokens: list[PromptTokens]
-    targets: Targets
-    site: Site
-    encoder: Encoder
-    feature_ids: list[int]
-    h: Float[np.ndarray, "prompt hidden"]
-    z: Float[np.ndarray, "prompt feature"]
-    active: Bool[np.ndarray, "prompt feature"]
-    y: Float[np.ndarray, " prompt"]
-    block: int = 64
-    slack: float = SLACK
-
-    @property
-    def x(self) -> Float[np.ndarray, "prompt feature"]:
-        """Feature activations: gate · z."""
-        return np.where(self.active, self.z, 0)
-
-    @property
-    def shared(self) -> int:
-        """Leading tokens that all prompts have in common."""
-        return shared_length(self.tokens)
+READOUTS = (1, 2, 4, 8, 16, 32)  # pull-backs of one prompt at a time
 
 
 class Delta(NamedTuple):
-    """Change under each pair's step: of z before the gate, of the activations X, and of Y."""
+    """Change under each pair's step.
+
+    Attributes:
+        z: of pre-activations, before the gate; NaN where it was not asked for.
+        x: of the activations.
+        y: of Y.
+        h: of the residual stream at each of the site's layers, where an engine gives that.
+    """
 
     z: Float[np.ndarray, "pair prompt feature"]
     x: Float[np.ndarray, "pair prompt feature"]
     y: Float[np.ndarray, "pair prompt"]
+    h: Float[np.ndarray, "pair layer prompt hidden"] | None = None
 
 
-def resolve_site(sae: SAE, config: ModelConfig, layer: int | None = None) -> Site:
-    """Where an SAE reads a model: the site of its own config, at `layer` if that is given.
+class Update(NamedTuple):
+    """How a step follows from a pair's gradient g: `-η P∘g`, or `-η P∘g / ‖g‖` (the norm that of g itself).
 
-    Raises:
-        InputError: neither says which layer, the layer does not exist, or the SAE is of another width than the model.
+    Attributes:
+        learning_rate: η.
+        normalised: whether to divide by the norm.
+        scaling: the diagonal preconditioner P, shaped like the parameters; None for 1.
     """
-    chosen = sae.layer if layer is None else layer
-    if chosen is None:
-        raise InputError(sae.source, "does not say which layer it reads", "--layer N, zero-based")
-    if not 0 <= chosen < config.layers:
-        raise InputError(sae.source, f"layer {chosen} is out of range", f"the model has layers 0 to {config.layers - 1}")
-    if sae.hidden != config.hidden:
-        raise InputError(
-            sae.source, f"reads width {sae.hidden}, the model's hidden size is {config.hidden}", "another model's SAE?"
-        )
-    site = sae.site or "resid_post"
-    assert site in SITES
-    return Site(site, chosen)
 
-
-def read_prompts(
-    model: Model,
-    tokens: Sequence[PromptTokens],
-    targets: Targets,
-    site: Site,
-    *,
-    block: int = 64,
-    slack: float = SLACK,
-    progress: Progress = _silent,
-) -> Reading:
-    """h and Y of prompts at the base weights, in order (NumPy)."""
-    h = np.zeros((len(tokens), model.config.hidden), wide(model.dtype))
-    y = np.zeros(len(tokens), h.dtype)
-    tail = max(map(len, targets.rows))
-    with numerics(model.dtype):
-        for rows, width in blocks_by_length([len(t.ids) + tail for t in tokens], block, slack):
-            batch = prompt_batch([tokens[i] for i in rows], targets, width, 0, block)
-            out = readout.base(model.config, model.params, batch, targets, site)
-            h[rows], y[rows] = np.asarray(out.h, h.dtype)[: len(rows)], np.asarray(out.y, h.dtype)[: len(rows)]
-            progress(len(rows))
-    return Reading(h, y)
-
-
-def mean_difference(
-    encoder: Encoder, h: Float[np.ndarray, "prompt hidden"], label: Sequence[str | None], block: int = 256
-) -> Float[np.ndarray, " feature"]:
-    """Mean activation on harmful minus mean activation on harmless prompts, of every feature.
-
-    Raises:
-        InputError: one of the two kinds of prompt is missing.
-    """
-    with numerics(h.dtype):
-        means = []
-        for kind in ("harmful", "harmless"):
-            own = np.flatnonzero([x == kind for x in label])
-            if not len(own):
-                raise InputError("features", f"the contrastive rule needs {kind} prompts", "give ids, or a prompt_label column")
-            parts = [own[i : i + block] for i in range(0, len(own), block)]
-            total = sum(np.asarray(activation(encoder, jnp.asarray(h[part])), np.float64).sum(0) for part in parts)
-            means.append(total / len(own))
-    return means[0] - means[1]
-
-
-def refuse_unknown_tokens(config: ModelConfig, ids: Sequence[int], where: object) -> None:
-    """Raises InputError for a token the model has no embedding of: a look-up would silently take another one."""
-    if max(ids) >= config.vocab or min(ids) < 0:
-        raise InputError(
-            where, f"token {max(ids)} is beyond the model's vocabulary of {config.vocab}", "another model's tokenizer?"
-        )
-
-
-def targets_of(model: Model, texts: Sequence[str] = REFUSALS, ids: Sequence[Sequence[int]] = ()) -> Targets:
-    """The target sequences: token ids where given, else texts.
-
-    Raises:
-        InputError: the set is not prefix-free or an id is not in the vocabulary.
-    """
-    where = "target_ids" if ids else "targets"
-    targets = Targets.of([list(s) for s in ids] or [model.chat.encode(text) for text in texts], where)
-    for sequence in targets.sequences:
-        refuse_unknown_tokens(model.config, sequence, where)
-    return targets
-
-
-def tokenise_prompts(model: Model, prompts: Prompts, targets: Targets, max_length: int = 512) -> list[PromptTokens]:
-    """Raises InputError naming the row whose prompt, with a target sequence behind it, is longer than `max_length`."""
-    limit = max_length - max(map(len, targets.rows))
-    tokens = [model.chat.prompt(text, limit, prompts.where(i)) for i, text in enumerate(prompts.text)]
-    for i, t in enumerate(tokens):
-        refuse_unknown_tokens(model.config, t.ids, prompts.where(i))
-    return tokens
-
-
-def tokenise_pairs(model: Model, pairs: Pairs, max_length: int = 512) -> list[PairTokens]:
-    """Raises InputError naming the row of which `max_length` leaves no response."""
-    both = zip(pairs.prompt, pairs.response, strict=True)
-    tokens = [model.chat.pair(prompt, answer, max_length, pairs.where(i)) for i, (prompt, answer) in enumerate(both)]
-    for i, t in enumerate(tokens):
-        refuse_unknown_tokens(model.config, t.ids, pairs.where(i))
-    return tokens
-
-
-def evaluation_of(
-    model: Model,
-    sae: SAE,
-    prompts: Prompts,
-    tokens: list[PromptTokens],
-    targets: Targets,
-    site: Site,
-    reading: Reading,
-    features: str | list[int],
-    encoder: EncoderName = "relu_proxy",
-    block: int = 64,
-) -> Evaluation:
-    """Selects features and encodes the residual streams that have been read.
-
-    Raises:
-        InputError: an activation is not finite, or the features are not the SAE's.
-    """
-    for row in np.flatnonzero(~(np.isfinite(reading.h).all(axis=1) & np.isfinite(reading.y))):
-        raise InputError(
-            prompts.where(int(row)),
-            "the model's activations are not finite",
-            "try --dtype float32, or check the weights",
-        )
-    dtype = reading.h.dtype
-    with numerics(dtype):
-        full = cast(relu_proxy(sae.encoder) if encoder == "relu_proxy" else sae.encoder, dtype)
-        asked = parse(features) if isinstance(features, str) else features
-        if asked is None:
-            ids = list(range(sae.features))
-        elif not isinstance(asked, list):
-            ids = contrastive(mean_difference(full, np.asarray(reading.h), prompts.label), asked).tolist()
-        else:
-            ids = check(asked, sae.features)
-        chosen = select(full, jnp.asarray(ids))
-    z, active = encode(chosen, np.asarray(reading.h))
-    return Evaluation(model, tokens, targets, site, chosen, ids, np.asarray(reading.h), z, active, np.asarray(reading.y), block)
-
-
-def encode(
-    encoder: Encoder, h: Float[np.ndarray, "prompt hidden"]
-) -> tuple[Float[np.ndarray, "prompt feature"], Bool[np.ndarray, "prompt feature"]]:
-    """(z, active) of residual streams."""
-    with numerics(h.dtype):
-        z, active = _encode(encoder, jnp.asarray(h))
-        return np.asarray(z), np.asarray(active)
-
-
-def activations(
-    model: Model,
-    sae: SAE,
-    prompts: Prompts,
-    *,
-    features: str = "contrast:0.1",
-    targets: Sequence[str] = REFUSALS,
-    target_ids: Sequence[Sequence[int]] = (),
-    encoder: EncoderName = "relu_proxy",
-    layer: int | None = None,
-    max_length: int = 512,
-    block: int = 64,
-) -> Evaluation:
-    """Runs the prompts once: feature activations X and log-probabilities Y of the behaviour.
-
-    Args:
-        model: from `load_model`.
-        sae: from `load_sae`.
-        prompts: from `read_prompts`.
-        features: ids (`3,17`), a file of ids, `contrast:THRESHOLD`, or `all`.
-        targets: texts whose total probability is the behaviour.
-        target_ids: the same as token ids; replaces the texts.
-        encoder: relu_proxy (the paper's) or native (the SAE's own).
-        layer: overrides the SAE's own.
-        max_length: tokens a prompt may have.
-        block: prompts per batch.
-
-    Raises:
-        InputError: something of these does not fit together.
-    """
-    aims = targets_of(model, targets, target_ids)
-    site = resolve_site(sae, model.config, layer)
-    tokens = tokenise_prompts(model, prompts, aims, max_length)
-    reading = read_prompts(model, tokens, aims, site, block=block)
-    return evaluation_of(model, sae, prompts, tokens, aims, site, reading, features, encoder, block)
+    learning_rate: float
+    normalised: bool = False
+    scaling: Params | None = None
 
 
 def factors_of(
     model: Model,
     tokens: Sequence[PairTokens],
-    learning_rate: float,
+    update: Update,
     scope: LossScope = "response",
     *,
     width: int = 0,
     rows: int = 0,
     positions: int = 0,
+    at_a_time: int = 16,
+    limit: int | None = None,
 ) -> tuple[Factors, PairStatistics]:
     """Factors of one block of tokenised pairs.
 
     `width`, `rows` and `positions` ask for at least so many padded tokens, pairs (the last is repeated) and scored positions,
-    so that blocks share a compiled program.
+    so that blocks share a compiled program. The backward pass takes `at_a_time` pairs.
     """
     width = max(width, padded_length(max(len(t.ids) for t in tokens)))
+    rows, limit = max(rows, len(tokens)), limit or programs.memory_limit()
+    filled = [*tokens, *[tokens[-1]] * (rows - len(tokens))]
+    positions = max(positions, pair_batch(filled, scope, width, rows).at.shape[1])
+    parts = -(-rows // at_a_time)
+    size = -(-rows // parts)
     with numerics(model.dtype):
-        batch = pair_batch(tokens, scope, width, max(rows, len(tokens)), positions)
-        return _factors(model.config, model.params, batch, learning_rate)
+        eta = jnp.asarray(update.learning_rate)
+        done = []
+        for start in range(0, rows, size):
+            batch = pair_batch(filled[start : start + size], scope, width, size, positions)
+            args = (model.params, batch, eta, update.scaling)
+            done.append(programs.run(_factors, model.config, *args, limit=limit, normalised=update.normalised))
+        if parts == 1:
+            return done[0]
+        steps = jax.tree.map(
+            lambda axis, *leaves: leaves[0] if axis is None else jnp.concatenate(leaves, axis)[_first(rows, axis)],
+            done[0][0].axes(), *[part[0] for part in done], is_leaf=lambda leaf: leaf is None,
+        )  # fmt: skip
+        return steps, PairStatistics(*(jnp.concatenate(v)[:rows] for v in zip(*(part[1] for part in done), strict=True)))
+
+
+def _first(count: int, axis: int) -> tuple[slice, ...]:
+    return (*[slice(None)] * axis, slice(count))
 
 
 def factors(
@@ -335,35 +107,51 @@ def factors(
     pairs: Pairs,
     *,
     learning_rate: float = 1e-4,
+    normalised: bool = False,
+    scaling: Params | None = None,
     loss_scope: LossScope = "response",
     max_length: int = 512,
 ) -> Factors:
-    """One SGD step on each pair, in factored form. Meant for one block: a few dozen pairs at a time.
+    """One step on each pair, in factored form.
 
     Args:
         model: from `load_model`.
         pairs: from `read_pairs`.
         learning_rate: η of the step.
+        normalised: divide each pair's gradient by its norm.
+        scaling: diagonal preconditioner, shaped like `model.params`.
         loss_scope: response, or all tokens.
         max_length: tokens; a longer pair is cut.
 
     Raises:
         InputError: a pair of which nothing of the response is left.
     """
-    return factors_of(model, tokenise_pairs(model, pairs, max_length), learning_rate, loss_scope)[0]
+    update = Update(learning_rate, normalised, scaling)
+    return factors_of(model, tokenise_pairs(model, pairs, max_length), update, loss_scope)[0]
 
 
-def forward(evaluation: Evaluation, steps: Factors, *, progress: Progress = _silent) -> Delta:
-    """First-order change of X and Y under each pair's step (engine `forward`)."""
-    return _push(forward_block, _first_order, evaluation, steps, progress)
+def forward(
+    evaluation: Evaluation,
+    steps: Factors,
+    *,
+    prompts: Int[np.ndarray, " prompt"] | None = None,
+    block: int = 64,
+    progress: Progress = silent,
+) -> Delta:
+    """First-order change of X and Y under each pair's step (engine `forward`); of some prompts, if they are given."""
+    return _push(forward_block, _first_order, evaluation, steps, prompts, block, progress)
 
 
-def finite(evaluation: Evaluation, steps: Factors, *, progress: Progress = _silent) -> Delta:
+def finite(
+    evaluation: Evaluation,
+    steps: Factors,
+    *,
+    prompts: Int[np.ndarray, " prompt"] | None = None,
+    block: int = 64,
+    progress: Progress = silent,
+) -> Delta:
     """True change of X and Y after each pair's step (engine `finite`): decompose it with `exact=True`."""
-    return _push(finite_block, _true_change, evaluation, steps, progress)
-
-
-ENGINES: dict[EngineName, Callable[..., Delta]] = {"forward": forward, "finite": finite}
+    return _push(finite_block, _true_change, evaluation, steps, prompts, block, progress)
 
 
 def _push(
@@ -371,43 +159,270 @@ def _push(
     encode: Callable[..., tuple[Array, Array]],
     e: Evaluation,
     steps: Factors,
+    chosen: np.ndarray | None,
+    block: int,
     progress: Progress,
 ) -> Delta:
-    pairs, prompts, dtype = steps.pairs, len(e.tokens), e.h.dtype
-    dz, dx = (np.zeros((pairs, prompts, len(e.feature_ids)), dtype) for _ in range(2))
-    dy = np.zeros((pairs, prompts), dtype)
+    chosen = np.arange(len(e.tokens)) if chosen is None else chosen
+    pairs, dtype = steps.pairs, e.h.dtype
+    dz, dx = (np.zeros((pairs, len(chosen), len(e.feature_ids)), dtype) for _ in range(2))
+    dy = np.zeros((pairs, len(chosen)), dtype)
+    dh = np.zeros((pairs, len(e.site.layers), len(chosen), e.h.shape[1]), dtype) if e.site.also else None
     shared, tail = e.shared, max(map(len, e.targets.rows))
+    # Buckets of what is not shared: the shared tokens are run once per batch.
+    lengths = [len(e.tokens[i].ids) - shared + tail for i in chosen.tolist()]
+    limit = programs.memory_limit()
+
+    def one(part: LengthBlock) -> None:
+        rows, width, size = part
+        own = chosen[rows]
+        batch = prompt_batch([e.tokens[i] for i in own], e.targets, shared + width, shared, size)
+        static = {"targets": e.targets, "site": e.site}
+        out = programs.run(engine, e.model.config, e.model.params, steps, batch, limit=limit, **static)
+        # Padded like the batch: another shape would be another compilation.
+        with numerics(dtype):
+            z, x = encode(e.encoder, jnp.asarray(e.h[np.pad(own, (0, size - len(own)), "edge")]), out.h)
+        dz[:, rows], dx[:, rows] = np.asarray(z)[:, : len(rows)], np.asarray(x)[:, : len(rows)]
+        dy[:, rows] = np.asarray(out.y, dtype)[:, : len(rows)]
+        if dh is not None:
+            both = np.concatenate([np.asarray(out.h, dtype)[None], np.asarray(out.also, dtype)])
+            dh[:, :, rows] = np.swapaxes(both, 0, 1)[:, :, : len(rows)]
+        progress(len(rows) / len(chosen))
+
     with numerics(e.model.dtype):
-        # Buckets of what is not shared: the shared tokens are run once per batch.
-        for rows, width in blocks_by_length([len(t.ids) - shared + tail for t in e.tokens], e.block, e.slack):
-            batch = prompt_batch([e.tokens[i] for i in rows], e.targets, shared + width, shared, e.block)
-            out = engine(e.model.config, e.model.params, steps, batch, e.targets, e.site)
-            # Padded like the batch: another shape would be another compilation.
-            with numerics(dtype):
-                z, x = encode(e.encoder, jnp.asarray(e.h[np.pad(rows, (0, e.block - len(rows)), "edge")]), out.h)
-            dz[:, rows], dx[:, rows] = np.asarray(z)[:, : len(rows)], np.asarray(x)[:, : len(rows)]
-            dy[:, rows] = np.asarray(out.y, dtype)[:, : len(rows)]
-            progress(len(rows))
-    return Delta(dz, dx, dy)
+        for_each(lengths, block, e.slack, one)
+    return Delta(dz, dx, dy, dh)
 
 
-_factors = jax.jit(factor_block, static_argnums=0)
+def for_each(lengths: Sequence[int] | list[Any], most: int, slack: float, visit: Callable[[LengthBlock], None]) -> None:
+    """Visits blocks of items; where one does not fit into memory, what is left is done in blocks of half the size.
+
+    Raises:
+        TooLargeError: not even one item at a time fits.
+    """
+    left = np.arange(len(lengths))
+    while len(left):
+        try:
+            for part in blocks_by_length([lengths[i] for i in left], most, slack):
+                visit(part._replace(rows=left[part.rows]))
+                left[part.rows] = -1
+        except TooLargeError:
+            if most == 1:
+                raise
+            most = -(-most // 2)
+        left = left[left >= 0]
 
 
-@jax.jit
-def _encode(encoder: Encoder, h: Array) -> tuple[Array, Array]:
-    return pre_activation(encoder, h), gate(encoder, h)
+def reverse(
+    evaluation: Evaluation,
+    steps: Factors,
+    *,
+    prompts: Int[np.ndarray, " prompt"] | None = None,
+    block: int = 512,
+    inactive: bool = False,
+    progress: Progress = silent,
+) -> Delta:
+    """First-order change of X and Y under each pair's step (engine `reverse`).
+
+    Args:
+        evaluation: from `activations`.
+        steps: from `factors`.
+        prompts: default all.
+        block: readouts that are pulled back at a time.
+        inactive: of z also where a feature is not active; NaN there otherwise.
+        progress: told the share of the work just done.
+    """
+    e = evaluation
+    chosen = np.arange(len(e.tokens)) if prompts is None else prompts
+    wanted = np.ones_like(e.active[chosen]) if inactive else e.active[chosen]
+    pairs, dtype, limit = steps.pairs, e.h.dtype, programs.memory_limit()
+    dz = np.full((pairs, *wanted.shape), np.nan, dtype)
+    dy = np.zeros((pairs, len(chosen)), dtype)
+    depth = (e.site.layer + 1) / e.model.config.layers
+    work = len(chosen) + depth * wanted.sum()
+    tail = max(map(len, e.targets.rows))
+
+    def pull_y(part: LengthBlock) -> None:
+        rows, width, size = part
+        batch = prompt_batch([e.tokens[i] for i in chosen[rows]], e.targets, width, 0, size)
+        args = (e.model.params, steps, batch, _seen(np.asarray(batch.tokens)))
+        out = programs.run(reverse_y, e.model.config, *args, limit=limit, targets=e.targets)
+        dy[:, rows] = np.asarray(out, dtype)[:, : len(rows)]
+        progress(len(rows) / work)
+
+    row, feature, real = readout_slots(wanted, pairs, max(len(e.tokens[i].ids) for i in chosen))
+    ends = np.array([e.tokens[i].eot + 1 for i in chosen])
+
+    def pull_h(part: LengthBlock) -> None:
+        slots, width, size = part
+        filled = np.pad(slots, (0, size - len(slots)), "edge")
+        own = chosen[row[filled]]
+        tokens = np.zeros((size, width), np.int32)
+        for i, n in enumerate(own):
+            ids = e.tokens[n].ids[:width]
+            tokens[i, : len(ids)] = ids
+        eot = np.array([e.tokens[n].eot for n in own], np.int32)
+        with numerics(dtype):
+            direction = _directions(e.encoder, jnp.asarray(e.h[own]), jnp.asarray(feature[filled]))
+        args = (e.model.params, steps, tokens, _seen(tokens), eot, direction.astype(e.model.dtype))
+        out = programs.run(reverse_h, e.model.config, *args, limit=limit, site=e.site)
+        values = np.asarray(out, dtype)[:, : len(slots)]
+        at, k, use = row[slots], feature[slots], real[slots]
+        dz[:, np.repeat(at, k.shape[1])[use.ravel()], k[use]] = values[:, use]
+        progress(depth * use.sum() / work)
+
+    with numerics(e.model.dtype):
+        for_each([len(e.tokens[i].ids) + tail for i in chosen], block, e.slack, pull_y)
+        if len(row):
+            most = max(1, block // feature.shape[1])
+            for_each(ends[row].tolist(), most, e.slack, pull_h)
+    return Delta(dz, np.where(e.active[chosen][None], dz, np.zeros_like(dz)), dy)
 
 
-@jax.jit
-def _first_order(encoder: Encoder, h: Array, dh: Array) -> tuple[Array, Array]:
+def _seen(tokens: Int[np.ndarray, "row token"]) -> Int[np.ndarray, " kind"]:
+    """The token ids that occur, ascending; the last repeated, so that few lengths are compiled."""
+    ids = np.unique(tokens)
+    return np.pad(ids, (0, padded_length(len(ids)) - len(ids)), "edge").astype(np.int32)
+
+
+def readout_slots(
+    wanted: np.ndarray, pairs: int, tokens: int
+) -> tuple[Int[np.ndarray, " slot"], Int[np.ndarray, "slot readout"], np.ndarray]:
+    """Groups each prompt's wanted readouts into slots of one size → (prompt, features, which of them are real).
+
+    A slot runs its prompt once and pulls its readouts back; a larger size runs prompts less often and is filled less well.
+    """
+    counts = wanted.sum(axis=1)
+    cost = {r: np.ceil(counts / r).sum() * (r * (pairs + 2 * tokens) + 2 * tokens) for r in READOUTS}
+    size = min(cost, key=lambda r: cost[r])
+    row, feature, real = [], [], []
+    for n, own in enumerate(wanted):
+        k = np.flatnonzero(own)
+        for start in range(0, len(k), size):
+            part = k[start : start + size]
+            row.append(n)
+            feature.append(np.pad(part, (0, size - len(part)), "edge"))
+            real.append(np.arange(size) < len(part))
+    if not row:
+        return np.zeros(0, int), np.zeros((0, size), int), np.zeros((0, size), bool)
+    return np.array(row), np.array(feature), np.array(real)
+
+
+def pull_policy(
+    evaluation: Evaluation,
+    weight_z: Float[np.ndarray, "functional prompt feature"] | None,
+    weight_y: Float[np.ndarray, "functional prompt"] | None,
+    *,
+    scaling: Params | None = None,
+    block: int = 64,
+    progress: Progress = silent,
+) -> Query:
+    """Gradients of functionals `Σ weight_z·ΔZ + Σ weight_y·ΔY` with respect to the parameters (engine `query`).
+
+    Args:
+        evaluation: from `activations`.
+        weight_z: of the change of each pre-activation (zero where its gate is closed); None if the functionals have none.
+        weight_y: of the change of each Y; None if they have none.
+        scaling: diagonal preconditioner of the update rule.
+        block: prompts at a time.
+        progress: told the share of the work just done.
+    """
+    e, limit = evaluation, programs.memory_limit()
+    shared, tail = e.shared, max(map(len, e.targets.rows))
+    weights = [w for w in (weight_z, weight_y) if w is not None]
+    # A prompt that no functional looks at need not be run.
+    chosen = np.flatnonzero(np.any([np.any(w.reshape(*w.shape[:2], -1), axis=(0, 2)) for w in weights], axis=0))
+    total: list[Query] = []
+
+    def own(weight: np.ndarray | None, rows: np.ndarray, size: int) -> np.ndarray | None:
+        if weight is None:
+            return None
+        padding = [(0, 0), (0, size - len(rows)), *[(0, 0)] * (weight.ndim - 2)]
+        return np.pad(weight[:, rows], padding).astype(e.h.dtype)
+
+    def one(part: LengthBlock) -> None:
+        rows, width, size = chosen[part.rows], part.width, part.size
+        batch = prompt_batch([e.tokens[i] for i in rows], e.targets, shared + width, shared, size)
+        args = (e.model.params, batch, e.encoder, own(weight_z, rows, size), own(weight_y, rows, size))
+        out = programs.run(query.query, e.model.config, *args, limit=limit, targets=e.targets, site=e.site)
+        total[:] = [query.add(total[0], out) if total else out]
+        progress(len(rows) / len(chosen))
+
+    with numerics(e.model.dtype):
+        for_each([len(e.tokens[i].ids) - shared + tail for i in chosen], block, e.slack, one)
+        return query.finish(total[0], scaling, e.model.dtype)
+
+
+def answer(
+    model: Model,
+    tokens: Sequence[PairTokens],
+    queries: tuple[Query, ...],
+    update: Update,
+    scope: LossScope = "response",
+    *,
+    width: int = 0,
+    rows: int = 0,
+    positions: int = 0,
+) -> tuple[list[Float[np.ndarray, "functional pair"]], PairStatistics]:
+    """Change of every functional under every pair's step, and the pairs' losses and gradient norms."""
+    width = max(width, padded_length(max(len(t.ids) for t in tokens)))
+    with numerics(model.dtype):
+        batch = pair_batch(tokens, scope, width, max(rows, len(tokens)), positions)
+        args = (model.params, batch, queries, jnp.asarray(update.learning_rate))
+        limit, normalised = programs.memory_limit(), update.normalised
+        out, statistics = programs.run(query.answer, model.config, *args, limit=limit, normalised=normalised)
+    return [np.asarray(v)[:, : len(tokens)] for v in out], PairStatistics(*(v[: len(tokens)] for v in statistics))
+
+
+_factors = jit(factor_block, static_argnames=("config", "normalised"))
+
+
+@jit
+def _first_order(encoder: Any, h: Array, dh: Array) -> tuple[Array, Array]:
     _, linear = jax.linearize(partial(pre_activation, encoder), h)
     dz = jax.vmap(linear)(dh.astype(h.dtype))
     return dz, jnp.where(gate(encoder, h)[None], dz, jnp.zeros_like(dz))
 
 
-@jax.jit
-def _true_change(encoder: Encoder, h: Array, dh: Array) -> tuple[Array, Array]:
+@jit
+def _true_change(encoder: Any, h: Array, dh: Array) -> tuple[Array, Array]:
     after = h[None] + dh.astype(h.dtype)
     z, x = ((jax.vmap(partial(read, encoder))(after) - read(encoder, h)[None]) for read in (pre_activation, activation))
     return z, x
+
+
+@jit
+def _directions(encoder: Any, h: Float[Array, "slot hidden"], feature: Int[Array, "slot readout"]) -> Array:
+    """∂z[slot, feature]/∂h → [readout, slot, hidden]."""
+    z, pull = jax.vjp(partial(pre_activation, encoder), h)
+    asked = jax.nn.one_hot(feature.T, z.shape[1], dtype=z.dtype)
+    return jax.vmap(lambda one: pull(one)[0])(asked)
+
+
+def adam_scaling(
+    model: Model, tokens: Sequence[PairTokens], scope: LossScope = "response", *, eps: float = 1e-8, block: int = 8
+) -> Params:
+    """Diagonal preconditioner `1 / (sqrt(v) + eps)` of Adam, v the mean over the pairs of their squared gradients.
+
+    For the second moments of a training run, `scaling_of(optax.tree_utils.tree_get(state, "nu"))`.
+    """
+    total: Params | None = None
+    with numerics(model.dtype):
+        for rows, width, size in blocks_by_length([len(t.ids) for t in tokens], block):
+            batch = pair_batch([tokens[i] for i in rows], scope, width, size)
+            weight = (np.arange(size) < len(rows)) / len(tokens)
+            args = (model.params, batch, jnp.asarray(weight))
+            part = programs.run(_squares, model.config, *args, limit=programs.memory_limit())
+            total = part if total is None else jax.tree.map(jnp.add, total, part)
+        assert total is not None
+        return scaling_of(total, eps, model.dtype)
+
+
+def scaling_of(second_moments: Params, eps: float = 1e-8, dtype: Any = None) -> Params:
+    """`1 / (sqrt(v) + eps)` of second moments shaped like the parameters."""
+    return jax.tree.map(lambda v: (1 / (jnp.sqrt(v) + eps)).astype(dtype or v.dtype), second_moments)
+
+
+@partial(jit, static_argnames="config")
+def _squares(config: Any, params: Params, batch: Any, weight: Array) -> Params:
+    return squares(gradient(config, params, batch)[1], weight, params)

@@ -11,21 +11,29 @@ from jaxtyping import Array, Float
 from smda_jax.data.batches import PromptBatch
 from smda_jax.data.targets import Targets
 from smda_jax.model.config import ModelConfig
-from smda_jax.model.llama import NO_TAPS, Params, TapSource, at_tokens, embed, run_blocks, unembed, wide
+from smda_jax.model.llama import NO_TAPS, Params, Read, TapSource, at_tokens, embed, run_blocks, unembed, wide
+from smda_jax.model.precision import jit
 
 
 class Site(NamedTuple):
-    """Where the SAE reads: a stream of `model.llama.SITES`, at a zero-based block."""
+    """Where the SAE reads: a stream of `model.llama.SITES`, at a zero-based block; `also` lists further blocks to read."""
 
     stream: str
     layer: int
+    also: tuple[int, ...] = ()
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The SAE's layer, then the others."""
+        return (self.layer, *self.also)
 
 
 class Reading(NamedTuple):
-    """h and Y of prompts."""
+    """h and Y of prompts; `also` is the stream at the site's further layers."""
 
     h: Float[Array | np.ndarray, "*pair prompt hidden"]
     y: Float[Array | np.ndarray, "*pair prompt"]
+    also: Float[Array | np.ndarray, "layer *pair prompt hidden"]
 
 
 def log_probability(logits: Float[Array, "row position vocab"], targets: Targets) -> Float[Array, " prompt"]:
@@ -41,15 +49,23 @@ def log_probability(logits: Float[Array, "row position vocab"], targets: Targets
 def read(
     config: ModelConfig, params: Params, batch: PromptBatch, targets: Targets, site: Site, taps: TapSource = NO_TAPS
 ) -> Reading:
-    """h and Y of a batch, in one pass over prompt and target histories together."""
-    x = embed(params, jnp.asarray(batch.tokens), taps)
-    hidden = run_blocks(config, params, x, taps, read=(site.stream, site.layer, jnp.asarray(batch.eot)))
-    logits, _ = unembed(config, params, at_tokens(hidden.x, jnp.asarray(batch.answer)), taps)
+    """h and Y of a batch, in one pass over prompt and target histories together.
+
+    The tokens that all prompts share are run once, as a batch of one; the rest attends to their keys and values.
+    """
+    tokens, eot, answer = (jnp.asarray(x) for x in (batch.tokens, batch.eot, batch.answer))
+    shared, past = batch.shared, None
+    if shared:
+        past = run_blocks(config, params, embed(params, tokens[:1, :shared], taps), taps).past
+    x = embed(params, tokens[:, shared:], taps)
+    hidden = run_blocks(config, params, x, taps, read=Read(site.stream, site.layers, eot - shared), past=past)
+    logits, _ = unembed(config, params, at_tokens(hidden.x, answer - shared), taps)
     assert hidden.read is not None
-    return Reading(hidden.read[:: len(targets.rows)], log_probability(logits, targets))
+    h = hidden.read[:, :: len(targets.rows)]
+    return Reading(h[0], log_probability(logits, targets), h[1:])
 
 
-@partial(jax.jit, static_argnames=("config", "targets", "site"))
+@partial(jit, static_argnames=("config", "targets", "site"))
 def base(config: ModelConfig, params: Params, batch: PromptBatch, targets: Targets, site: Site) -> Reading:
     """`read` at the base weights."""
     return read(config, params, batch, targets, site)

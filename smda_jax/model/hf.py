@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from smda_jax.errors import InputError
 from smda_jax.model.config import ModelConfig, from_hf
-from smda_jax.model.llama import LINEAR, SCALE, Block, Linear, Params, output_sizes
+from smda_jax.model.llama import LINEAR, SCALE, Block, Linear, Params, linear_sizes
 
 _BLOCK = {
     "attn_norm": "input_layernorm", "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj",
@@ -187,12 +187,10 @@ def _convert(folder: Path, config: ModelConfig, dtype: Any, sharding: Callable[[
         _refuse_non_finite(array, names, folder)
         return array
 
-    out_sizes, in_sizes = output_sizes(config), _input_sizes(config)
     parts: dict[str, Any] = {}
-    for name in LINEAR:
-        out = out_sizes[name]
-        bias = stacked(f"{name}.b", name, "bias", (out,)) if name in config.biased else None
-        parts[name] = Linear(stacked(f"{name}.w", name, "weight", (out, in_sizes[LINEAR[name]])), bias)
+    for name, (inner, outer) in linear_sizes(config).items():
+        bias = stacked(f"{name}.b", name, "bias", (outer,)) if name in config.biased else None
+        parts[name] = Linear(stacked(f"{name}.w", name, "weight", (outer, inner)), bias)
     for name in SCALE:
         parts[name] = stacked(name, name, "weight", (config.hidden,))
     table = (config.vocab, config.hidden)
@@ -206,11 +204,6 @@ def _convert(folder: Path, config: ModelConfig, dtype: Any, sharding: Callable[[
     params = Params(embed, Block(**parts), single("final_norm", _FINAL_NORM, (config.hidden,)), unembed)
     tensors.refuse_unread()
     return params
-
-
-def _input_sizes(config: ModelConfig) -> dict[str, int]:
-    mixed = config.heads * config.head_dim
-    return {"attn_in": config.hidden, "attn_mix": mixed, "mlp_in": config.hidden, "mlp_act": config.intermediate}
 
 
 def _refuse_non_finite(array: Array, names: list[str], folder: Path) -> None:
@@ -252,11 +245,10 @@ def abstract_params(config: ModelConfig, dtype: Any) -> Params:
     def leaf(*shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype)
 
-    out_sizes, in_sizes = output_sizes(config), _input_sizes(config)
     parts: dict[str, Any] = {name: leaf(config.layers, config.hidden) for name in SCALE}
-    for name in LINEAR:
-        w = leaf(config.layers, out_sizes[name], in_sizes[LINEAR[name]])
-        parts[name] = Linear(w, leaf(config.layers, out_sizes[name]) if name in config.biased else None)
+    for name, (inner, outer) in linear_sizes(config).items():
+        bias = leaf(config.layers, outer) if name in config.biased else None
+        parts[name] = Linear(leaf(config.layers, outer, inner), bias)
     table = leaf(config.vocab, config.hidden)
     return Params(table, Block(**parts), leaf(config.hidden), None if config.tied else table)
 

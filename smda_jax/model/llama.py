@@ -79,12 +79,13 @@ TapRule = Callable[[Any, Array], Array]
 class TapSource(NamedTuple):
     """`tree` has entries `embed`, `blocks` (per operation, layer axis first), `final_norm`, `unembed`; see `TapRule`.
 
-    `layer` turns what `lax.scan` slices from `tree["blocks"]` into the taps of the layer's operations by name.
+    `layer` turns a block's parameters and what `lax.scan` slices from `tree["blocks"]` into the taps of the layer's
+    operations by name.
     """
 
     tree: dict[str, Any]
     rule: TapRule = lambda tap, _: tap
-    layer: Callable[[Any], dict[str, Any]] = lambda blocks: blocks
+    layer: Callable[[Block, Any], dict[str, Any]] = lambda _, blocks: blocks
 
 
 NO_TAPS = TapSource({"embed": None, "blocks": {}, "final_norm": None, "unembed": None})
@@ -109,18 +110,23 @@ def output_sizes(config: ModelConfig) -> dict[str, int]:
     }  # fmt: skip
 
 
-def zero_taps(config: ModelConfig, rows: int, tokens: int, positions: int, dtype: Any) -> dict[str, Any]:
-    """The tree of zero taps for a batch of `rows` x `tokens` read out at `positions` per row."""
+def linear_sizes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Width of the (input, output) of every linear operation of a block."""
+    width = {"attn_in": config.hidden, "attn_mix": config.heads * config.head_dim}
+    width |= {"mlp_in": config.hidden, "mlp_act": config.intermediate}
+    out = output_sizes(config)
+    return {name: (width[source], out[name]) for name, source in LINEAR.items()}
 
-    def zeros(*shape: int) -> Array:
-        return jnp.zeros(shape, dtype)
 
-    return {
-        "embed": zeros(rows, tokens, config.hidden),
-        "blocks": {name: zeros(config.layers, rows, tokens, size) for name, size in output_sizes(config).items()},
-        "final_norm": zeros(rows, positions, config.hidden),
-        "unembed": zeros(rows, positions, config.vocab),
-    }
+def block_zeros(config: ModelConfig, *lead: int, dtype: Any) -> dict[str, Array]:
+    """Zero taps for the operations of a block (or, with a layer axis in `lead`, of all)."""
+    return {name: jnp.zeros((*lead, size), dtype) for name, size in output_sizes(config).items()}
+
+
+def head_zeros(config: ModelConfig, *lead: int, dtype: Any) -> dict[str, Array]:
+    """Zero taps for final norm and unembedding."""
+    widths = {"final_norm": config.hidden, "unembed": config.vocab}
+    return {name: jnp.zeros((*lead, width), dtype) for name, width in widths.items()}
 
 
 def wide(dtype: Any) -> Any:
@@ -236,11 +242,30 @@ def unembed(
 
 
 class Hidden(NamedTuple):
-    """What `run_blocks` returns: the last residual stream, the stream read at `site`, and every operation's input."""
+    """What `run_blocks` returns.
+
+    Attributes:
+        x: the last residual stream.
+        read: the stream asked for, at each layer asked for.
+        kept: inputs of operations that were asked for, and `resid_pre`, the input of the block itself.
+        past: keys and values of row 0.
+    """
 
     x: Float[Array, "row token hidden"]
-    read: Float[Array, "row hidden"] | None
-    inputs: dict[str, Float[Array, "layer row token _"]]
+    read: Float[Array, "layer row hidden"] | None
+    kept: dict[str, Float[Array, "layer row token _"]]
+    past: Past
+
+
+class Read(NamedTuple):
+    """What to read on the way: a stream of `SITES`, after some layers, at one token of each row."""
+
+    stream: str
+    layers: tuple[int, ...]
+    at: Int[Array, " row"]
+
+
+EVERY_INPUT = (*SCALE.values(), *dict.fromkeys(LINEAR.values()))
 
 
 def run_blocks(
@@ -249,22 +274,42 @@ def run_blocks(
     x: Float[Array, "row token hidden"],
     taps: TapSource = NO_TAPS,
     *,
-    read: tuple[str, int, Int[Array, " row"]] | None = None,
-    keep_inputs: bool = False,
+    read: Read | None = None,
+    keep: tuple[str, ...] = (),
+    past: Past | None = None,
 ) -> Hidden:
-    """All blocks under `lax.scan`. `read` = (site, layer, token of each row) asks for one stream at one token per row."""
-    site, layer, at = read or ("resid_post", -1, jnp.zeros(x.shape[0], jnp.int32))
+    """All blocks of `params` under `lax.scan`.
 
-    def body(carry: tuple[Array, Array], xs: tuple[Any, ...]) -> tuple[tuple[Array, Array], dict[str, Array]]:
+    Args:
+        config: of the model.
+        params: of the model; `params.blocks` may hold the first few layers only.
+        x: residual stream before the first block.
+        taps: added to the operations' outputs.
+        read: asks for a stream at one token per row.
+        keep: inputs of operations to return, from `EVERY_INPUT`, and `resid_pre`.
+        past: keys and values, layer axis first, of tokens that come before every row.
+    """
+    layers = None if read is None else jnp.asarray(read.layers)
+
+    def body(carry: tuple[Array, Array | None], xs: tuple[Any, ...]) -> tuple[tuple[Array, Array | None], Any]:
         x, h = carry
-        index, p, tap = xs
-        streams, _, inputs = block(config, p, x, taps.layer(tap), taps.rule)
-        h = jnp.where(index == layer, at_token(streams[site], at), h)
-        return (streams["resid_post"], h), inputs if keep_inputs else {}
+        index, p, tap, before = xs
+        streams, (k, v), inputs = block(config, p, x, taps.layer(p, tap), taps.rule, before)
+        if read is not None and h is not None and layers is not None:
+            h = jnp.where((layers == index)[:, None, None], at_token(streams[read.stream], read.at)[None], h)
+        kept = {name: (inputs | {"resid_pre": x})[name] for name in keep}
+        return (streams["resid_post"], h), (kept, Past(k[0], v[0]))
 
-    xs = (jnp.arange(config.layers), params.blocks, taps.tree["blocks"])
-    (x, h), inputs = jax.lax.scan(body, (x, jnp.zeros_like(x[:, 0])), xs)
-    return Hidden(x, None if read is None else h, inputs)
+    count = params.blocks.attn_norm.shape[0]
+    h = None if read is None else jnp.zeros((len(read.layers), *x[:, 0].shape), x.dtype)
+    xs = (jnp.arange(count), params.blocks, taps.tree["blocks"], past)
+    (x, h), (kept, own) = jax.lax.scan(body, (x, h), xs)
+    return Hidden(x, h, kept, own)
+
+
+def up_to(params: Params, layer: int) -> Params:
+    """The parameters with the blocks up to `layer` only: all that a stream read there depends on."""
+    return params.replace(blocks=jax.tree.map(lambda leaf: leaf[: layer + 1], params.blocks))  # type: ignore[attr-defined]
 
 
 def at_token(x: Float[Array, "row token hidden"], at: Int[Array, " row"]) -> Float[Array, "row hidden"]:

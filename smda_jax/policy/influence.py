@@ -96,3 +96,54 @@ def decompose(
         Y, delta_y = np.where(inside, Y, 0), np.where(inside, delta_y, 0)
     x, y = _pathways(X, Y, W, delta_x, delta_y, alpha, exact)
     return Influence(np.asarray(W, np.float64), x, y)
+
+
+@dataclass(frozen=True)
+class Functionals:
+    """Linear functionals `uᵀΔW` of the policy's shift, as weights of the change of each activation and each Y.
+
+    With v = U⁻¹u, q = Xv and the residual r = Y − XW:
+
+        uᵀΔW_X = Σ_{n,k} (r[n] v[k] − q[n] W[k]) ΔX[n,k],   uᵀΔW_Y = Σ_n q[n] ΔY[n]
+
+    Attributes:
+        W: the policy.
+        v: U⁻¹u of each functional.
+        q: Xv, zero at prompts that the policy was not fitted to.
+        residual: r, zero there too.
+    """
+
+    W: Float64[np.ndarray, " feature"]
+    v: Float64[np.ndarray, "functional feature"]
+    q: Float64[np.ndarray, "functional prompt"]
+    residual: Float64[np.ndarray, " prompt"]
+
+    def weight_x(self, which: slice = slice(None)) -> Float64[np.ndarray, "functional prompt feature"]:
+        """Weights of ΔX; multiply by the gate for weights of ΔZ."""
+        return self.residual[None, :, None] * self.v[which][:, None] - self.q[which][..., None] * self.W
+
+    def weight_y(self, which: slice = slice(None)) -> Float64[np.ndarray, "functional prompt"]:
+        """Weights of ΔY."""
+        return self.q[which]
+
+
+def functionals(
+    X: Float[np.ndarray, "prompt feature"],
+    Y: Float[np.ndarray, " prompt"],
+    W: Float[np.ndarray, " feature"],
+    alpha: float,
+    u: Float[np.ndarray, "functional feature"] | None = None,
+    *,
+    rows: Int[np.ndarray, " row"] | None = None,
+) -> Functionals:
+    """Functionals `uᵀΔW`; by default the one whose value is the score, u = W. `rows` as in `decompose`."""
+    inside = np.ones(len(Y), bool) if rows is None else np.isin(np.arange(len(Y)), rows)
+    X, W = np.where(inside[:, None], X, 0).astype(np.float64), np.asarray(W, np.float64)
+    v = _inverse_times(X, W[None] if u is None else u, alpha)
+    return Functionals(W, v, v @ X.T, np.where(inside, Y - X @ W, 0))
+
+
+@in_float64
+@jax.jit
+def _inverse_times(X: Any, u: Any, alpha: Any) -> Any:
+    return solve(gram_factor(X, alpha), u.T).T

@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -14,15 +14,22 @@ import jax
 import numpy as np
 from rich.console import Console
 
+from smda_jax.data.batches import scored_positions, shared_length
 from smda_jax.data.features import parse
 from smda_jax.errors import InputError
-from smda_jax.jacobian import passes
-from smda_jax.jacobian.passes import Evaluation
-from smda_jax.policy.selection import subsets
+from smda_jax.jacobian import evaluation as reading
+from smda_jax.jacobian import passes, plan
+from smda_jax.jacobian.evaluation import Evaluation
+from smda_jax.jacobian.passes import Update
+from smda_jax.jacobian.programs import memory_limit
+from smda_jax.jacobian.readout import Reading
+from smda_jax.model.precision import numerics
 from smda_jax.runs.blocks import Blocks
 from smda_jax.runs.config import Attribute
 from smda_jax.runs.inputs import Inputs, load_inputs, warn
-from smda_jax.runs.results import check_first_order, observed, results
+from smda_jax.runs.policies import Policy, fit_policies
+from smda_jax.runs.questions import Questions
+from smda_jax.runs.results import check_first_order, results
 from smda_jax.runs.store import RunFolder
 from smda_jax.runs.summary import Summary, print_summary
 
@@ -61,15 +68,16 @@ def attribute(config: Attribute, console: Console | None = None) -> Summary:
         run = RunFolder(config.out, *_record(config, inputs))
     with stage("read prompts"):
         evaluation, own = _read(config, inputs, run, console)
-    blocks = Blocks(config, inputs, evaluation, run)
+        policies = fit_policies(config, inputs.prompts, evaluation)
+    with stage("plan"):
+        blocks = _plan(config, inputs, evaluation, policies, run, console)
     with stage("attribute pairs"):
         blocks.compute(console)
     with stage("decompose"):
-        summary = results(config, inputs, evaluation, own, blocks, run)
+        summary = results(config, inputs, evaluation, own, policies, blocks, run)
     if config.check_pairs:
         with stage("check true steps"):
-            alpha = summary.fits["all"]["alpha"]
-            summary.first_order = check_first_order(config, inputs, evaluation, blocks, alpha)
+            summary.first_order = check_first_order(config, inputs, evaluation, policies["all"], blocks)
     run.finish(timings=stage.seconds, summary=summary.as_dict())
     print_summary(summary, console)
     return summary
@@ -87,7 +95,6 @@ def _record(config: Attribute, inputs: Inputs) -> tuple[str, dict[str, Any]]:
         "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
         "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
         "precision": {"passes": config.dtype, "matmul": "default" if bfloat16 else "highest", "ridge": "float64"},
-        "engine": config.engine,
         "chat_date": config.chat_date,
         "conventions": CONVENTIONS,
         "prompts": len(inputs.prompts),
@@ -108,22 +115,22 @@ def _read(config: Attribute, inputs: Inputs, run: RunFolder, console: Console) -
 
     The run folder comes into being here, once the activations have been found to be usable.
     """
-    model, block = inputs.model, config.prompt_block
+    model = inputs.model
 
-    def select(reading: passes.Reading, features: str | list[int]) -> Evaluation:
-        return passes.evaluation_of(
-            model, inputs.sae, inputs.prompts, inputs.prompt_tokens, inputs.targets, inputs.site, reading, features,
-            config.encoder, block,
+    def select(read: Reading, features: str | list[int]) -> Evaluation:
+        return reading.evaluation_of(
+            model, inputs.sae, inputs.prompts, inputs.prompt_tokens, inputs.targets, inputs.site, read, features,
+            config.encoder,
         )  # fmt: skip
 
     if run.has("base"):
         base = run.load("base")
-        evaluation = select(passes.Reading(base["h"], base["y"]), base["feature_ids"].tolist())
-        run.begin()
-        return evaluation, base["own"]
-    reading = passes.read_prompts(model, inputs.prompt_tokens, inputs.targets, inputs.site, block=block)
-    evaluation = select(reading, config.features)
-    subsets(config.subset, inputs.prompts.label, observed(inputs.prompts, evaluation.y).tolist(), config.seed)  # or refuses
+        return select(
+            Reading(base["h"], base["y"], base.get("also", np.zeros((0, *base["h"].shape)))), base["feature_ids"].tolist()
+        ), base["own"]
+    read = reading.read_prompts(model, inputs.prompt_tokens, inputs.targets, inputs.site)
+    evaluation = select(read, config.features)
+    fit_policies(config, inputs.prompts, evaluation)  # refuses a subset that is empty
     silent = np.array(evaluation.feature_ids)[~np.any(evaluation.active, axis=0)]
     if len(silent) == len(evaluation.feature_ids):
         raise InputError(
@@ -134,13 +141,62 @@ def _read(config: Attribute, inputs: Inputs, run: RunFolder, console: Console) -
     own_prompts = [
         model.chat.prompt(text, config.max_length, inputs.pairs.where(i)) for i, text in enumerate(inputs.pairs.prompt)
     ]
-    own_h = passes.read_prompts(model, own_prompts, inputs.targets, inputs.site, block=block).h
+    own_h = reading.read_prompts(model, own_prompts, inputs.targets, inputs.site).h
     for row in np.flatnonzero(~np.isfinite(own_h).all(axis=1)):
         raise InputError(inputs.pairs.where(int(row)), "the model's activations on its prompt are not finite")
-    own = passes.encode(evaluation.encoder, np.asarray(own_h))[1]
+    own = reading.encode(evaluation.encoder, np.asarray(own_h))[1]
     run.begin()
     run.save("base", {
-        "h": evaluation.h, "z": evaluation.z, "active": evaluation.active, "y": evaluation.y, "own": own,
-        "feature_ids": np.array(evaluation.feature_ids),
+        "h": evaluation.h, "also": evaluation.also, "z": evaluation.z, "active": evaluation.active, "y": evaluation.y,
+        "own": own, "feature_ids": np.array(evaluation.feature_ids),
     })  # fmt: skip
     return evaluation, own
+
+
+def _plan(c: Attribute, inputs: Inputs, e: Evaluation, policies: dict[str, Policy], run: RunFolder, console: Console) -> Blocks:
+    """Chooses the engine and its blocks, or takes those that the run began with."""
+    active = float(np.mean(e.active.sum(axis=1)))
+    work = workload(c, inputs, len(e.feature_ids), active, len(policies))
+    limit = memory_limit()
+    made = plan.choose(work, limit, c.engine)
+    made = replace(made, pair_block=c.pair_block or made.pair_block, block=c.prompt_block or made.block)
+    if begun := run.recorded("plan"):
+        made = replace(made, engine=begun["engine"], pair_block=begun["pair_block"])
+    run.begin(engine=made.engine, plan=made.as_dict())
+    with numerics(c.dtype):
+        seconds = made.prices[made.engine].total / (plan.SHARE * plan.measured_rate(c.dtype))
+    others = ", ".join(f"{name} {price.total:.1e}" for name, price in made.prices.items() if name != made.engine)
+    console.print(
+        f"engine {made.engine}: {made.prices[made.engine].total:.1e} operations ({others}), about {_duration(seconds)} here",
+        soft_wrap=True,
+    )
+    gate = e.active if c.gate == "on" else np.ones_like(e.active)
+    questions = Questions(
+        tuple(policies.values()), len(e.feature_ids), made.keep == "score", gate, plan.functionals_at_a_time(work, limit)
+    )
+    scaling = None
+    if c.update == "adam":
+        scaling = passes.adam_scaling(inputs.model, inputs.pair_tokens, c.loss_scope)
+    update = Update(c.learning_rate, c.update == "normalised", scaling)
+    return Blocks(c, inputs, e, run, made, update, questions, seconds)
+
+
+def workload(c: Attribute, inputs: Inputs, features: int, active: float, policies: int) -> plan.Workload:
+    """The shapes of a run."""
+    prompts, pairs = inputs.prompt_tokens, inputs.pair_tokens
+    keep = c.kept()
+    return plan.Workload(
+        config=inputs.model.config, pairs=len(pairs), prompts=len(prompts),
+        prompt_tokens=float(np.mean([len(t.ids) for t in prompts])) + max(map(len, inputs.targets.rows)),
+        shared=shared_length(prompts), pair_tokens=float(np.mean([len(t.ids) for t in pairs])),
+        scored=float(np.mean([len(scored_positions(t, c.loss_scope)) for t in pairs])), features=features,
+        active=features if c.gate == "off" else active, layer=inputs.site.layer, positions=inputs.targets.positions,
+        policies=policies, keep=keep, itemsize={"bfloat16": 2, "float32": 4, "float64": 8}[c.dtype],
+    )  # fmt: skip
+
+
+def _duration(seconds: float) -> str:
+    for size, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {name}"
+    return f"{max(seconds, 1):.0f} s"

@@ -1,87 +1,207 @@
-"""The pair blocks of a run: computed once, kept on disk, read one at a time."""
+"""The pair blocks of a run: computed once, kept on disk in parts, read one at a time."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from smda_jax.data.batches import blocks_by_length, scored_positions
+from smda_jax.data.batches import SLACK, LengthBlock, blocks_by_length, scored_positions
 from smda_jax.errors import InputError
 from smda_jax.jacobian import passes
-from smda_jax.jacobian.passes import Evaluation
+from smda_jax.jacobian.evaluation import Evaluation
+from smda_jax.jacobian.factors import Factors, PairStatistics
+from smda_jax.jacobian.passes import Delta, Update
+from smda_jax.jacobian.plan import Plan
+from smda_jax.jacobian.programs import TooLargeError
 from smda_jax.runs.config import Attribute
 from smda_jax.runs.inputs import Inputs
+from smda_jax.runs.questions import Questions
 from smda_jax.runs.store import RunFolder
+
+PART_SECONDS = 60  # of work that a kill may lose, by estimate
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Blocks of pairs of about the same length, each against all prompts."""
+    """Blocks of pairs of about the same length.
+
+    Every block is kept in parts that say themselves what they hold: some of the prompts, or some of the functionals.
+    """
 
     config: Attribute
     inputs: Inputs
     evaluation: Evaluation
     run: RunFolder
+    plan: Plan
+    update: Update
+    questions: Questions
+    seconds: float
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
-        """(name, pair rows) of every block; a pure function of the pairs' lengths."""
-        for index, (rows, _) in enumerate(self._plan()):
-            yield f"pairs-{index:06d}", rows
+        """(name, pair rows) of every block; a pure function of the plan and the pairs' lengths."""
+        for index, part in enumerate(self._blocks):
+            yield f"pairs-{index:06d}", part.rows
 
-    def _plan(self) -> list[tuple[np.ndarray, int]]:
-        return list(blocks_by_length([len(t.ids) for t in self.inputs.pair_tokens], self.config.pair_block))
+    @cached_property
+    def _blocks(self) -> list[LengthBlock]:
+        # Reverse pulls every prompt back once per block: few blocks are worth more than little padding.
+        slack = np.inf if self.plan.engine == "reverse" else SLACK
+        return list(blocks_by_length([len(t.ids) for t in self.inputs.pair_tokens], self.plan.pair_block, slack))
+
+    @cached_property
+    def _scored(self) -> dict[int, int]:
+        """Most scored positions of each width of pairs: what every block of the width makes room for."""
+        most: dict[int, int] = {}
+        for rows, width, _ in self._blocks:
+            own = [len(scored_positions(self.inputs.pair_tokens[i], self.config.loss_scope)) for i in rows]
+            most[width] = max(most.get(width, 0), *own)
+        return most
 
     def compute(self, console: Console) -> None:
-        """Computes what is missing, block by block."""
-        blocks = list(self)
-        todo = [(name, rows) for name, rows in blocks if not self.run.has(name)]
-        shapes = self._shapes()
-        total, prompts = len(self.inputs.pairs), len(self.evaluation.tokens)
-        finished = total - sum(len(rows) for _, rows in todo)
-        if finished and todo:
-            console.print(f"continuing: {finished} of {total} pairs are done")
+        """Computes what is missing, part by part.
+
+        Raises:
+            InputError: a loss, gradient or change is not finite, or a block of one does not fit into memory.
+        """
+        done = {name: self._done(name) for name, _ in self}
+        share = {name: len(rows) / len(self.inputs.pairs) for name, rows in self}
+        finished = sum(share[name] * len(done[name]) / self._items for name in share)
+        if 0 < finished < 1 - 1e-9:
+            console.print(f"continuing: {finished:.0%} of the work is done")
         columns = (
-            TextColumn("pairs {task.completed:.0f}/{task.total}"),
-            BarColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
+            TextColumn("pairs"), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeElapsedColumn(), TextColumn("left"),
             TimeRemainingColumn(True),
-        )
+        )  # fmt: skip
         with Progress(*columns, console=console) as bar:
-            task = bar.add_task("pairs", total=total, completed=finished)
-            for name, rows in todo:
-                step = len(rows) / prompts
-                self.run.save(name, self._one(rows, shapes[name], lambda done, step=step: bar.advance(task, done * step)))
+            task = bar.add_task("pairs", total=1.0)
+            bar.advance(task, finished)
+            visit = self._answer if self.plan.engine == "query" else self._push
+            try:
+                visit(done, lambda share: bar.advance(task, share))
+            except TooLargeError as error:
+                raise InputError(
+                    "memory", f"one pair and one prompt at a time do not fit ({error})", "a smaller --max-length or --dtype"
+                ) from error
 
-    def _shapes(self) -> dict[str, dict[str, int]]:
-        """Padding of every block: what the longest pair of its bucket needs, so that a bucket is one compiled program."""
-        plan, most = self._plan(), {}
-        for rows, width in plan:
-            scored = [len(scored_positions(self.inputs.pair_tokens[i], self.config.loss_scope)) for i in rows]
-            most[width] = max(most.get(width, 0), *scored)
-        rows_of = {width: max(len(rows) for rows, w in plan if w == width) for width in most}
-        return {
-            name: {"width": width, "rows": rows_of[width], "positions": most[width]}
-            for (name, _), (_, width) in zip(self, plan, strict=True)
-        }
+    @property
+    def _items(self) -> int:
+        """How many prompts, or functionals, a complete block holds."""
+        return self.questions.count if self.plan.engine == "query" else len(self.evaluation.tokens)
 
-    def _one(self, rows: np.ndarray, shape: dict[str, int], progress: Callable[[int], None]) -> dict[str, np.ndarray]:
-        c, inputs = self.config, self.inputs
-        tokens = [inputs.pair_tokens[i] for i in rows]
-        steps, statistics = passes.factors_of(inputs.model, tokens, c.learning_rate, c.loss_scope, **shape)
-        n = len(rows)
-        loss, norm = (np.asarray(v, np.float64)[:n] for v in statistics)
+    def _done(self, name: str) -> list[int]:
+        key = "functional" if self.plan.engine == "query" else "prompt"
+        return [int(i) for part in self.run.parts(name) for i in self.run.load(part, only=(key,))[key]]
+
+    def _push(self, done: dict[str, list[int]], advance: Callable[[float], None]) -> None:
+        """Engines that give changes prompt by prompt."""
+        prompts = len(self.evaluation.tokens)
+        for (name, rows), block in zip(self, self._blocks, strict=True):
+            missing = np.setdiff1d(np.arange(prompts), done[name])
+            if not len(missing):
+                continue
+            share = len(rows) / len(self.inputs.pairs)
+            steps, statistics = self._factors(block)
+            estimate = self.seconds * share * len(missing) / prompts
+            parts = int(max(1, min(estimate / PART_SECONDS, len(missing) / max(self.plan.block, 1))))
+            # Prompts of like length together, so that every part has few widths.
+            order = missing[np.argsort([len(self.evaluation.tokens[i].ids) for i in missing], kind="stable")]
+            for some in np.array_split(order, parts):
+                some = np.sort(some)
+                weight = share * len(some) / prompts
+                delta = self._engine(block, steps, some, lambda done, weight=weight: advance(done * weight))
+                self._save(name, rows, statistics, some, delta)
+
+    def _save(self, name: str, rows: np.ndarray, statistics: PairStatistics, prompts: np.ndarray, delta: Delta) -> None:
+        z, x, y = (v[: len(rows)] for v in (delta.z, delta.x, delta.y))
+        fine = np.array([bool(np.isfinite(a).all() and np.isfinite(b).all()) for a, b in zip(x, y, strict=True)])
+        self._refuse(rows, fine, "the step on it")
+        out = {"pair": rows, "prompt": prompts, **self._statistics(rows, statistics), "delta_z": z, "delta_y": y}
+        if self.plan.engine == "finite":  # first-order ΔX is the gate times ΔZ; a true step may also open and close gates
+            out["delta_x"] = x
+        if self.plan.keep == "residual" and delta.h is not None:
+            out["delta_h"] = delta.h[: len(rows)]
+        self.run.save_part(name, out)
+
+    def _factors(self, block: LengthBlock) -> tuple[Factors, PairStatistics]:
+        rows, width, size = block
+        tokens = [self.inputs.pair_tokens[i] for i in rows]
+        shape = {"width": width, "rows": size, "positions": self._scored[width]}
+        at_a_time = 16
+        while True:
+            try:
+                steps, statistics = passes.factors_of(
+                    self.inputs.model, tokens, self.update, self.config.loss_scope, at_a_time=at_a_time, **shape
+                )
+                break
+            except TooLargeError:
+                if at_a_time == 1:
+                    raise
+                at_a_time //= 2
+        loss, norm = (np.asarray(v, np.float64)[: len(rows)] for v in statistics)
         self._refuse(rows, np.isfinite(loss) & np.isfinite(norm), "its loss or gradient")
-        delta = passes.ENGINES[c.engine](self.evaluation, steps, progress=progress)
-        finite = np.array(
-            [all(np.isfinite(v).all() for v in changes) for changes in zip(delta.z[:n], delta.x[:n], delta.y[:n], strict=True)]
-        )
-        self._refuse(rows, finite, "the step on it")
-        out = {"pair": rows, "loss": loss, "gradient_norm": norm, "delta_z": delta.z[:n], "delta_y": delta.y[:n]}
-        # First-order ΔX is the gate times ΔZ; a true step may also open and close gates.
-        return out | ({"delta_x": delta.x[:n]} if c.engine == "finite" else {})
+        return steps, statistics
+
+    def _engine(self, block: LengthBlock, steps: Factors, prompts: np.ndarray, progress: Callable[[float], None]) -> Delta:
+        """The engine on a block of pairs; where the block itself is too large for memory, on its halves."""
+        e, engine, size = self.evaluation, self.plan.engine, self.plan.block
+        try:
+            if engine == "reverse":
+                inactive = self.plan.keep == "features"
+                return passes.reverse(e, steps, prompts=prompts, block=size, inactive=inactive, progress=progress)
+            push = passes.finite if engine == "finite" else passes.forward
+            return push(e, steps, prompts=prompts, block=size, progress=progress)
+        except TooLargeError:
+            if block.size == 1:
+                raise
+            half = -(-block.size // 2)
+            padded = np.pad(block.rows, (0, block.size - len(block.rows)), "edge")
+            halves = []
+            for rows in (padded[:half], padded[half:]):
+                part = LengthBlock(rows, block.width, len(rows))
+                steps, _ = self._factors(part)
+                halves.append(self._engine(part, steps, prompts, lambda done: progress(done / 2)))
+            return Delta(*(None if a is None else np.concatenate([a, b]) for a, b in zip(*halves, strict=True)))  # type: ignore[arg-type]
+
+    def _answer(self, done: dict[str, list[int]], advance: Callable[[float], None]) -> None:
+        """Engine query: functionals, a group at a time, against all pairs."""
+        f = self.questions
+        missing = [i for i in range(f.count) if any(i not in own for own in done.values())]
+        for start in range(0, len(missing), f.at_a_time):
+            ids = missing[start : start + f.at_a_time]
+            queries = f.pull(self.evaluation, ids, self.update.scaling, self.plan.block)
+            for (name, rows), (_, width, size) in zip(self, self._blocks, strict=True):
+                if set(ids) <= set(done[name]):
+                    continue
+                tokens = [self.inputs.pair_tokens[i] for i in rows]
+                shape = {"width": width, "rows": size, "positions": self._scored[width]}
+                values, statistics = self._ask(tokens, queries, shape)
+                fine = np.isfinite(values).all(axis=0) & np.isfinite(np.asarray(statistics.loss))
+                self._refuse(rows, fine, "its loss, gradient or step")
+                self.run.save_part(
+                    name,
+                    {"pair": rows, **self._statistics(rows, statistics), "functional": np.array(ids), "value": values},
+                )
+                advance(len(rows) / len(self.inputs.pairs) * len(ids) / f.count)
+
+    def _ask(self, tokens: list, queries: tuple, shape: dict[str, int]) -> tuple[np.ndarray, PairStatistics]:
+        try:
+            values, statistics = passes.answer(self.inputs.model, tokens, queries, self.update, self.config.loss_scope, **shape)
+            return np.concatenate(values).astype(np.float64), statistics
+        except TooLargeError:
+            if shape["rows"] == 1:
+                raise
+            half = -(-shape["rows"] // 2)
+            parts = [self._ask(some, queries, shape | {"rows": half}) for some in (tokens[:half], tokens[half:]) if some]
+            statistics = PairStatistics(*(jnp.concatenate(v) for v in zip(*(s for _, s in parts), strict=True)))
+            return np.concatenate([v for v, _ in parts], axis=1), statistics
+
+    def _statistics(self, rows: np.ndarray, s: PairStatistics) -> dict[str, np.ndarray]:
+        loss, norm = (np.asarray(v, np.float64)[: len(rows)] for v in s)
+        return {"loss": loss, "gradient_norm": norm}
 
     def _refuse(self, rows: np.ndarray, fine: np.ndarray, what: str) -> None:
         if not fine.all():
@@ -89,8 +209,24 @@ class Blocks:
             where = f"{self.inputs.pairs.where(row)} (pair {self.inputs.pairs.ids[row][:12]})"
             raise InputError(where, f"{what} is not finite", "try --dtype float32, or drop the pair")
 
+    def load(self, name: str) -> dict[str, np.ndarray]:
+        """A finished block, put together from its parts: prompts (or functionals) in order."""
+        parts = [self.run.load(part) for part in self.run.parts(name)]
+        key, axes = "prompt", {"delta_z": 1, "delta_y": 1, "delta_x": 1, "delta_h": 2}
+        if self.plan.engine == "query":
+            key, axes = "functional", {"value": 0}
+        order = np.concatenate([p[key] for p in parts])
+        # Two machines may have written the same items; the later ones are as good as the earlier.
+        _, first = np.unique(order, return_index=True)
+        out = {k: v for k, v in parts[0].items() if k not in axes and k != key}
+        for field_, axis in axes.items():
+            if field_ in parts[0]:
+                out[field_] = np.take(np.concatenate([p[field_] for p in parts], axis), first, axis)
+        return out
+
     def delta_x(self, block: dict[str, np.ndarray]) -> np.ndarray:
-        """ΔX of a stored block under the configured gate."""
+        """ΔX of a loaded block under the configured gate."""
         if self.config.gate == "off":
             return block["delta_z"]
-        return block["delta_x"] if "delta_x" in block else np.where(self.evaluation.active[None], block["delta_z"], 0)
+        dz = block["delta_z"]
+        return block["delta_x"] if "delta_x" in block else np.where(self.evaluation.active[None], dz, np.zeros_like(dz))

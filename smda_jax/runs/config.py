@@ -8,6 +8,7 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from smda_jax.errors import InputError
+from smda_jax.jacobian.engines import GIVES, Keep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +50,17 @@ class Attribute:
     """Activations: relu(h W_enc + b_enc) as in the paper, or whatever the SAE's architecture does."""
     gate: Literal["on", "off"] = "on"
     """on: only active features change (the derivative of the encoder); off: all do."""
-    engine: Literal["forward", "finite"] = "forward"
-    """forward: first order, all pairs at once; finite: the true step (use float64)."""
+    engine: Literal["auto", "forward", "reverse", "query", "finite"] = "auto"
+    """auto takes the cheapest of the first-order engines forward, reverse and query, which agree; finite: the true step (use
+    float64)."""
+    keep: Literal["auto", "score", "coefficients", "active", "features", "residual"] = "auto"
+    """What is kept of each pair: its score alone; every coefficient's shift; the change of each prompt's active features and Y;
+    that of all chosen features; or of the residual stream at --layers. auto: coefficients with engine query, else active (with
+    gate off: features)."""
+    layers: tuple[int, ...] = ()
+    """With --keep residual: blocks whose stream is kept, besides the SAE's."""
+    update: Literal["sgd", "normalised", "adam"] = "sgd"
+    """The step: -eta*g; -eta*g/|g|; or -eta*g/(sqrt(v)+1e-8) with v the mean squared gradient of the pairs."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Of parameters and passes. The ridge is always solved in float64."""
     max_length: int = 512
@@ -69,10 +79,10 @@ class Attribute:
     """Share of prompts held out to score the policy, stratified by refusal."""
     check_pairs: int = 0
     """After the run, compare so many pairs with their true step (engine finite, float64)."""
-    pair_block: int = 16
-    """Pairs per block; each finished block is durable."""
-    prompt_block: int = 64
-    """Prompts per batch."""
+    pair_block: int = 0
+    """Pairs per block; 0: as the planner finds best."""
+    prompt_block: int = 0
+    """Prompts per batch (engine reverse: readouts); 0: as the planner finds best."""
     cache: Path | None = None
     """Folder for a converted copy of the checkpoint, which later runs load faster."""
     allow_pickle: bool = False
@@ -86,8 +96,8 @@ class Attribute:
             "alpha": 0,
             "learning_rate": 0,
             "max_length": 2,
-            "pair_block": 1,
-            "prompt_block": 1,
+            "pair_block": 0,
+            "prompt_block": 0,
             "check_pairs": 0,
             "alpha_folds": 0,
         }
@@ -100,8 +110,22 @@ class Attribute:
             raise InputError("--gate", "off is a first-order notion: no true step leaves every gate open", "use --gate on")
         if self.engine == "finite" and self.check_pairs:
             raise InputError("--check-pairs", "compares first order with the true step, which engine finite is", "leave it out")
+        if self.layers and self.keep != "residual":
+            raise InputError("--layers", "says whose residual streams are kept", "add --keep residual")
+        if self.engine != "auto" and self.kept() not in GIVES[self.engine]:
+            raise InputError("--keep", f"{self.keep} is not what engine {self.engine} gives", "leave --engine out")
+        if self.gate == "off" and self.kept() == "active":
+            raise InputError("--keep", "active leaves out what an open gate lets through", "--keep features, or --gate on")
         if not 0 <= self.test_fraction < 1:
             raise InputError("--test-fraction", f"{self.test_fraction} is not a share", "0 (inclusive) to 1 (exclusive)")
+
+    def kept(self) -> Keep:
+        """What is kept, once auto is resolved."""
+        if self.keep != "auto":
+            return self.keep
+        if self.engine == "query":
+            return "coefficients"
+        return "features" if self.gate == "off" or self.engine == "finite" else "active"
 
     def resolved(self) -> dict[str, Any]:
         """As written to run.json; what names a file or folder here is made absolute, so that it can be replayed anywhere."""
@@ -139,7 +163,7 @@ class Demo:
         return Attribute(
             model=str(folder / "model"), sae=str(folder / "sae"), eval=str(folder / "prompts.parquet"),
             pairs=str(folder / "pairs.parquet"), feature_labels=str(folder / "feature_labels.parquet"), out=self.out,
-            check_pairs=8, pair_block=25, prompt_block=16,
+            check_pairs=8,
         )  # fmt: skip
 
 

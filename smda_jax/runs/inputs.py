@@ -10,8 +10,8 @@ from smda_jax.data import features as feature_specs
 from smda_jax.data.chat import PairTokens, PromptTokens
 from smda_jax.data.records import Pairs, Prompts, apply_overlap, local_file, read_pairs, read_prompts
 from smda_jax.data.targets import Targets
-from smda_jax.jacobian import passes
-from smda_jax.jacobian.passes import Model
+from smda_jax.jacobian import evaluation
+from smda_jax.jacobian.evaluation import Model
 from smda_jax.jacobian.readout import Site
 from smda_jax.model import hf
 from smda_jax.model.config import from_hf
@@ -63,17 +63,17 @@ def load_inputs(config: Attribute, console: Console) -> Inputs:
     check_subset_names(config.subset, len(prompts))
     sae = load_sae(config.sae, allow_pickle=config.allow_pickle)
     folder = hf.fetch(config.model, hf.PATTERNS)
-    site = passes.resolve_site(sae, from_hf(hf.read_config(folder), folder / "config.json"), config.layer)
+    site = evaluation.resolve_site(sae, from_hf(hf.read_config(folder), folder / "config.json"), config.layer, config.layers)
     if isinstance(asked, list):
         feature_specs.check(asked, sae.features)
     if config.layer is not None and sae.layer not in (None, config.layer):
         warn(console, f"--layer {config.layer} overrides layer {sae.layer} of {config.sae}")
     if config.engine == "finite" and config.dtype != "float64":
         warn(console, "a true step is a small difference of two passes: use --dtype float64")
-    model = passes.load_model(config.model, config.dtype, chat_date=config.chat_date, cache=config.cache)
-    targets = passes.targets_of(model, config.targets, target_ids)
-    prompt_tokens = passes.tokenise_prompts(model, prompts, targets, config.max_length)
-    pair_tokens = passes.tokenise_pairs(model, pairs, config.max_length)
+    model = evaluation.load_model(config.model, config.dtype, chat_date=config.chat_date, cache=config.cache)
+    targets = evaluation.targets_of(model, config.targets, target_ids)
+    prompt_tokens = evaluation.tokenise_prompts(model, prompts, targets, config.max_length)
+    pair_tokens = evaluation.tokenise_pairs(model, pairs, config.max_length)
     texts = [(prompts.where(i), text) for i, text in enumerate(prompts.text)]
     texts += [(pairs.where(i), p + r) for i, (p, r) in enumerate(zip(pairs.prompt, pairs.response, strict=True))]
     control = [(where, found[0]) for where, text in texts if (found := model.chat.control_tokens(text))]

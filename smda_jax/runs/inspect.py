@@ -11,7 +11,7 @@ from rich.markup import escape
 from smda_jax.data.chat import Chat
 from smda_jax.data.records import SUFFIXES, Pairs, Prompts, overlap, read_pairs, read_prompts, read_table
 from smda_jax.errors import InputError
-from smda_jax.jacobian.passes import resolve_site
+from smda_jax.jacobian.evaluation import resolve_site
 from smda_jax.model import hf
 from smda_jax.model.config import ModelConfig, from_hf
 from smda_jax.runs.config import Inspect

@@ -1,133 +1,129 @@
-"""From the cache of a run to its results: policies, influence, tables, and the check of first order."""
+"""From the cache of a run to its results: influence, tables, and the check of first order."""
 
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import pyarrow as pa
 
-from smda_jax.data.records import Pairs, Prompts
+from smda_jax.data.records import Pairs
 from smda_jax.jacobian import passes
-from smda_jax.jacobian.passes import Evaluation
+from smda_jax.jacobian.evaluation import Evaluation, evaluation_of, read_prompts
+from smda_jax.model.precision import numerics
 from smda_jax.policy.influence import Influence, decompose
 from smda_jax.policy.interference import dominant_feature, off_target_share, separation_auc
-from smda_jax.policy.ridge import Fit, best_threshold, choose_alpha, evaluate, ridge, stratified_split
-from smda_jax.policy.selection import subsets
+from smda_jax.policy.ridge import ridge
 from smda_jax.runs.blocks import Blocks
 from smda_jax.runs.config import Attribute
 from smda_jax.runs.inputs import Inputs
+from smda_jax.runs.policies import Policy, observed, policy_json
 from smda_jax.runs.store import RunFolder
 from smda_jax.runs.summary import Summary
 
-ALPHAS = tuple(float(a) for a in np.logspace(-2, 3, 21))  # what --alpha-folds chooses from
 
-
-@dataclass(frozen=True)
-class Policy:
-    """The policy of one subset: fitted to all its prompts; `train` and `test` are of the same fit to a part of them."""
-
-    W: np.ndarray
-    alpha: float
-    threshold: float
-    train: Fit
-    test: Fit | None
-
-
-def results(c: Attribute, inputs: Inputs, e: Evaluation, own: np.ndarray, blocks: Blocks, run: RunFolder) -> Summary:
-    """Fits the policies, decomposes every pair's effect on them, writes the tables and sums up.
+def results(
+    c: Attribute,
+    inputs: Inputs,
+    e: Evaluation,
+    own: np.ndarray,
+    policies: dict[str, Policy],
+    blocks: Blocks,
+    run: RunFolder,
+) -> Summary:
+    """Decomposes every pair's effect on the policies, writes the tables and sums up.
 
     `own` says which features are active on each pair's own prompt.
     """
     prompts, pairs = inputs.prompts, inputs.pairs
-    X, Y = e.x.astype(np.float64), e.y.astype(np.float64)
+    Y = e.y.astype(np.float64)
     refused = observed(prompts, Y)
-    rows = subsets(c.subset, prompts.label, refused.tolist(), c.seed)
-    policies = {name: _policy(c, prompts, X, Y, refused, i) for name, i in rows.items()}
-
-    n, d = len(pairs), len(e.feature_ids)
-    shift = {name: (np.zeros((n, d)), np.zeros((n, d))) for name in rows}
-    loss, norm, mean_dy = np.zeros(n), np.zeros(n), np.zeros(n)
-    for name, at in blocks:
-        block = run.load(name)
-        dX, dY = blocks.delta_x(block), block["delta_y"]
-        loss[at], norm[at], mean_dy[at] = block["loss"], block["gradient_norm"], dY.astype(np.float64).mean(axis=1)
-        for subset, p in policies.items():
-            exact = c.engine == "finite"
-            part = decompose(X, Y, p.W, dX, dY, p.alpha, exact=exact, rows=rows[subset])
-            shift[subset][0][at], shift[subset][1][at] = part.delta_w_x, part.delta_w_y
-    influence = {name: Influence(policies[name].W, *shift[name]) for name in rows}
-
-    whole, ids = influence["all"], np.array(e.feature_ids)
-    dominant = ids[dominant_feature(whole.contribution)]
-    off_target = off_target_share(whole.contribution, own)
+    shift = _shifts(e, policies, blocks, len(pairs))
+    whole, ids, W = shift.influence.get("all"), np.array(e.feature_ids), policies["all"].W
+    score = shift.score["all"]
+    dominant = None if whole is None else ids[dominant_feature(whole.contribution)]
+    off_target = np.full(len(pairs), np.nan) if whole is None else off_target_share(whole.contribution, own)
     for name, policy in policies.items():
         file = "policy.json" if name == "all" else f"policies/{name}.json"
-        run.write_json(file, _policy_json(c, e, policy, name))
+        run.write_json(file, policy_json(c, e, policy, name))
     words, flags = pa.string(), pa.bool_()  # given, since a column may hold nothing that shows its type
     run.write_table("prompts.parquet", {
         "prompt_id": prompts.ids, "label": pa.array(prompts.label, words), "category": pa.array(prompts.category, words),
-        "refused": refused, "y": Y, "prediction": X @ whole.W,
+        "refused": refused, "y": Y, "prediction": e.x.astype(np.float64) @ W,
         "active_features": pa.array([ids[a].tolist() for a in e.active], pa.list_(pa.int64())),
     })  # fmt: skip
     run.write_table("pairs.parquet", {
         "pair_id": pairs.ids, "label": pa.array(pairs.label, words), "category": pa.array(pairs.category, words),
-        "planted": pa.array(pairs.planted, flags), "loss": loss, "gradient_norm": norm,
-        "mean_delta_y": mean_dy, "score": whole.score, "dominant_feature": dominant,
+        "planted": pa.array(pairs.planted, flags), "loss": shift.loss, "gradient_norm": shift.norm,
+        "mean_delta_y": pa.array(shift.mean_dy, from_pandas=True), "score": score,
+        "dominant_feature": pa.array([None] * len(pairs) if dominant is None else dominant, pa.int64()),
         "off_target_share": pa.array(off_target, from_pandas=True), "truncated": [t.truncated for t in inputs.pair_tokens],
     })  # fmt: skip
-    figures = ("delta_w_x", "delta_w_y", "delta_w", "contribution")
-    run.write_table("influence.parquet", {
-        "subset": np.repeat(list(rows), n * d), "pair_id": np.tile(np.repeat(pairs.ids, d), len(rows)),
-        "feature_id": np.tile(ids, n * len(rows)),
-        **{name: np.concatenate([getattr(i, name).ravel() for i in influence.values()]) for name in figures},
+    run.write_table("scores.parquet", {
+        "subset": np.repeat(list(policies), len(pairs)), "pair_id": np.tile(pairs.ids, len(policies)),
+        "score": np.concatenate(list(shift.score.values())),
     })  # fmt: skip
+    if whole is not None:
+        run.write_tables("influence.parquet", _influence_rows(shift.influence, pairs.ids, ids))
     return Summary(
-        out=str(c.out), engine=c.engine, site=f"{e.site.stream} of layer {e.site.layer}", encoder=c.encoder, gate=c.gate,
-        feature_ids=e.feature_ids, feature_labels=[inputs.labels.get(i, "") for i in e.feature_ids], weights=whole.W,
-        fits={name: _fit_json(p) for name, p in policies.items()}, category=prompts.category, y=Y, prediction=X @ whole.W,
-        refused=refused, pair_ids=pairs.ids, pair_texts=pairs.prompt, pair_labels=pairs.label, score=whole.score,
-        mean_delta_y=mean_dy, delta_w_x=whole.delta_w_x, delta_w_y=whole.delta_w_y, dominant=dominant, off_target=off_target,
-        auc=_planted_auc(pairs, whole.score, off_target, mean_dy),
+        out=str(c.out), engine=blocks.plan.engine, site=f"{e.site.stream} of layer {e.site.layer}", encoder=c.encoder,
+        gate=c.gate, feature_ids=e.feature_ids, feature_labels=[inputs.labels.get(i, "") for i in e.feature_ids], weights=W,
+        fits={name: p.fit() for name, p in policies.items()}, category=prompts.category, y=Y,
+        prediction=e.x.astype(np.float64) @ W, refused=refused, pair_ids=pairs.ids, pair_texts=pairs.prompt,
+        pair_labels=pairs.label, score=score, mean_delta_y=shift.mean_dy, influence=whole, dominant=dominant,
+        off_target=off_target, auc=_planted_auc(pairs, score, off_target, shift.mean_dy),
     )  # fmt: skip
 
 
-def observed(prompts: Prompts, y: np.ndarray) -> np.ndarray:
-    """Whether a prompt was refused: as recorded, else whether refusing is the likelier answer."""
-    return np.array([v > np.log(0.5) if r is None else r for r, v in zip(prompts.refused, y, strict=True)])
+class Shifts(NamedTuple):
+    """What the blocks say of every pair: by subset its score and, where kept, the influence behind it."""
+
+    loss: np.ndarray
+    norm: np.ndarray
+    mean_dy: np.ndarray
+    score: dict[str, np.ndarray]
+    influence: dict[str, Influence]
 
 
-def _policy(c: Attribute, prompts: Prompts, X: np.ndarray, Y: np.ndarray, refused: np.ndarray, rows: np.ndarray) -> Policy:
-    """Scores a policy on held-out prompts of a subset, then fits it to all of them."""
-    strata = [f"{prompts.label[i]} {refused[i]}" for i in rows]
-    X, Y, refused = X[rows], Y[rows], refused[rows]
-    train, test = stratified_split(strata, c.test_fraction, c.seed)
-    alpha = choose_alpha(X[train], Y[train], ALPHAS, c.alpha_folds, c.seed) if c.alpha_folds else c.alpha
-    part, W = ridge(X[train], Y[train], alpha), ridge(X, Y, alpha)
-    cut = best_threshold(X[train] @ part, refused[train])
+def _shifts(e: Evaluation, policies: dict[str, Policy], blocks: Blocks, n: int) -> Shifts:
+    X, Y, d = e.x.astype(np.float64), e.y.astype(np.float64), len(e.feature_ids)
+    loss, norm, mean_dy = np.zeros(n), np.zeros(n), np.full(n, np.nan)
+    score = {name: np.zeros(n) for name in policies}
+    scores_only = blocks.plan.engine == "query" and blocks.plan.keep == "score"
+    shift = {} if scores_only else {name: Influence(p.W, *np.zeros((2, n, d))) for name, p in policies.items()}
+    for block_name, at in blocks:
+        block = blocks.load(block_name)
+        loss[at], norm[at] = block["loss"], block["gradient_norm"]
+        if scores_only:
+            for i, name in enumerate(policies):
+                score[name][at] = block["value"][i]
+            continue
+        if blocks.plan.engine == "query":
+            through_x, through_y, mean_dy[at] = blocks.questions.split(block["value"])
+        else:
+            dX, dY = blocks.delta_x(block), block["delta_y"]
+            mean_dy[at] = dY.astype(np.float64).mean(axis=1)
+            exact = blocks.plan.engine == "finite"
+            parts = [decompose(X, Y, p.W, dX, dY, p.alpha, exact=exact, rows=p.rows) for p in policies.values()]
+            through_x, through_y = [p.delta_w_x for p in parts], [p.delta_w_y for p in parts]
+        for own, x, y in zip(shift.values(), through_x, through_y, strict=True):
+            own.delta_w_x[at], own.delta_w_y[at] = x, y
+    return Shifts(loss, norm, mean_dy, score | {name: i.score for name, i in shift.items()}, shift)
 
-    def score(at: np.ndarray) -> Fit:
-        return evaluate(X[at] @ part, Y[at], refused[at], cut)
 
-    return Policy(W, alpha, best_threshold(X @ W, refused), score(train), score(test) if len(test) else None)
-
-
-def _fit_json(p: Policy) -> dict[str, Any]:
-    return {"alpha": p.alpha, "train": p.train.as_dict(), "test": p.test and p.test.as_dict()}
-
-
-def _policy_json(c: Attribute, e: Evaluation, p: Policy, subset: str) -> dict[str, Any]:
-    metadata = {
-        "subset": subset, "model": c.model, "sae": c.sae, "site": e.site.stream, "layer": e.site.layer,
-        "encoder": c.encoder, "targets": [list(s) for s in e.targets.sequences], "chat_date": c.chat_date,
-    }  # fmt: skip
-    return {
-        "schema_version": 1,
-        "feature_ids": e.feature_ids,
-        "weights": p.W.tolist(),
-        "alpha": p.alpha,
-        "threshold": p.threshold,
-        "metadata": metadata | _fit_json(p),
-    }
+def _influence_rows(influence: dict[str, Influence], pair_ids: list[str], ids: np.ndarray) -> Iterator[dict[str, Any]]:
+    """The table's columns, some thousand pairs at a time."""
+    figures = ("delta_w_x", "delta_w_y", "delta_w", "contribution")
+    for subset, i in influence.items():
+        values = {name: getattr(i, name) for name in figures}
+        for start in range(0, len(pair_ids), 1000):
+            some = slice(start, start + 1000)
+            n = len(pair_ids[some])
+            yield {
+                "subset": pa.array([subset] * (n * len(ids))), "pair_id": np.repeat(pair_ids[some], len(ids)),
+                "feature_id": np.tile(ids, n), **{name: v[some].ravel() for name, v in values.items()},
+            }  # fmt: skip
 
 
 def _planted_auc(pairs: Pairs, score: np.ndarray, off_target: np.ndarray, mean_dy: np.ndarray) -> dict[str, dict[str, float]]:
@@ -144,32 +140,48 @@ def _planted_auc(pairs: Pairs, score: np.ndarray, off_target: np.ndarray, mean_d
             continue
         sign = -1 if label.endswith("refusal") else 1
         figures = {"score": sign * score, "mean_delta_y": sign * mean_dy, "off_target_share": off_target}
-        found[label] = {name: separation_auc(value[own], planted[own]) for name, value in figures.items()}
+        known = {name: value for name, value in figures.items() if not np.isnan(value).all()}
+        found[label] = {name: separation_auc(value[own], planted[own]) for name, value in known.items()}
     return found
 
 
-def check_first_order(c: Attribute, inputs: Inputs, e: Evaluation, blocks: Blocks, alpha: float) -> dict[str, float | int]:
-    """This run's ΔX, ΔY and ΔW against the true step in float64, for pairs drawn with the seed: R² of each."""
+def check_first_order(c: Attribute, inputs: Inputs, e: Evaluation, policy: Policy, blocks: Blocks) -> dict[str, float | int]:
+    """What this run found against the true step in float64, for pairs drawn with the seed: R² of each figure it has."""
     rows = np.sort(np.random.default_rng(c.seed).permutation(len(inputs.pairs))[: c.check_pairs])
-    model = inputs.model.astype("float64")
-    steps, _ = passes.factors_of(model, [inputs.pair_tokens[i] for i in rows], c.learning_rate, c.loss_scope)
+    model, scaling = inputs.model.astype("float64"), blocks.update.scaling
+    with numerics("float64"):
+        scaling = jax.tree.map(lambda leaf: leaf.astype("float64"), scaling)
+    update = blocks.update._replace(scaling=scaling)
+    steps, _ = passes.factors_of(model, [inputs.pair_tokens[i] for i in rows], update, c.loss_scope)
     # A few pairs: compiling for every width of prompts would take longer than the padding.
-    reading = passes.read_prompts(model, e.tokens, e.targets, e.site, block=e.block, slack=2.0)
-    wide = passes.evaluation_of(
-        model, inputs.sae, inputs.prompts, e.tokens, e.targets, e.site, reading, e.feature_ids, c.encoder, e.block
-    )
-    true = passes.finite(replace(wide, slack=2.0), steps)
-    dx, dy = np.zeros(true.x.shape), np.zeros(true.y.shape)
+    reading = read_prompts(model, e.tokens, e.targets, e.site, slack=2.0)
+    wide = evaluation_of(model, inputs.sae, inputs.prompts, e.tokens, e.targets, e.site, reading, e.feature_ids, c.encoder)
+    true = passes.finite(replace(wide, slack=2.0), steps, block=16)
+    W = ridge(wide.x, wide.y, policy.alpha)
+    true_w = decompose(wide.x, wide.y, W, true.x, true.y, policy.alpha, exact=True)
+    found: dict[str, list[np.ndarray]] = {}
+    order = []
     for name, at in blocks:
-        mine, here = np.nonzero(rows[:, None] == at[None])
-        if len(mine):
-            block = blocks.run.load(name)
-            dx[mine], dy[mine] = blocks.delta_x(block)[here], block["delta_y"][here]
-    W = ridge(wide.x, wide.y, alpha)
-    true_w = decompose(wide.x, wide.y, W, true.x, true.y, alpha, exact=True).delta_w
-    linear_w = decompose(wide.x, wide.y, W, dx, dy, alpha).delta_w
-    pairs = {"delta_x": (dx, true.x), "delta_y": (dy, true.y), "delta_w": (linear_w, true_w)}
-    return {"pairs": len(rows)} | {f"r2_{name}": _r2(*both) for name, both in pairs.items()}
+        here = np.flatnonzero(np.isin(at, rows))
+        if not len(here):
+            continue
+        block = blocks.load(name)
+        order += at[here].tolist()
+        if blocks.plan.engine != "query":
+            dx, dy = blocks.delta_x(block)[here], block["delta_y"][here]
+            part = decompose(wide.x, wide.y, W, dx, dy, policy.alpha)
+            own = {"delta_x": dx, "delta_y": dy, "delta_w": part.delta_w}
+        elif blocks.plan.keep == "score":
+            own = {"score": block["value"][0, here]}
+        else:
+            x, y, _ = blocks.questions.split(block["value"][:, here])
+            own = {"delta_w": x[0] + y[0]}
+        for key, value in own.items():
+            found.setdefault(key, []).append(value)
+    truth = {"delta_x": true.x, "delta_y": true.y, "delta_w": true_w.delta_w, "score": true_w.score}
+    at = np.searchsorted(rows, order)
+    r2 = {f"r2_{key}": _r2(np.concatenate(value), truth[key][at]) for key, value in found.items()}
+    return {"pairs": len(rows)} | r2
 
 
 def _r2(prediction: np.ndarray, truth: np.ndarray) -> float:

@@ -31,6 +31,7 @@ class RunFolder:
             InputError: it holds something else, or a run of another configuration.
         """
         self.path, self.fingerprint, self.record = path.expanduser().absolute(), fingerprint, record
+        self._old: dict[str, Any] = {}
         with writing(self.path):
             if self.path.exists() and not self.path.is_dir():
                 raise InputError(path, "is a file", "--out names a folder")
@@ -39,11 +40,16 @@ class RunFolder:
             elif self.path.exists() and any(self.path.iterdir()):
                 raise InputError(path, "is not empty and holds no run", "--out names a new folder, or one to continue")
 
-    def begin(self) -> None:
-        """Creates the folder and its run.json. Raises InputError if it cannot be written."""
+    def begin(self, **more: Any) -> None:
+        """Creates the folder and its run.json, with `more` in its record. Raises InputError if it cannot be written."""
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
+        self.record |= more
         self._write_run({"fingerprint": self.fingerprint, "status": "running", **self.record})
+
+    def recorded(self, name: str) -> Any:
+        """What run.json of a run that is continued says of `name`; None if there is none."""
+        return self._old.get(name)
 
     def _continue(self, fingerprint: str) -> None:
         try:
@@ -51,6 +57,7 @@ class RunFolder:
             known, config = old["fingerprint"], old["config"]
         except (ValueError, KeyError, OSError) as error:
             raise InputError(self.path / "run.json", f"cannot be read: {error!r}", "--out names a new folder") from error
+        self._old = old
         if known != fingerprint:
             changed = sorted(k for k, v in self.record["config"].items() if k != "out" and config.get(k) != v)
             what = ", ".join(changed) or "the inputs, or the version of the package"
@@ -74,6 +81,15 @@ class RunFolder:
         with self._replacing(name) as part:
             pq.write_table(pa.table(dict(columns)), part, compression="zstd")
 
+    def write_tables(self, name: str, parts: Iterator[Mapping[str, Any]]) -> None:
+        """Writes a parquet table part by part: the whole need not fit into memory."""
+        with self._replacing(name) as place:
+            first = pa.table(dict(next(parts)))
+            with pq.ParquetWriter(place, first.schema, compression="zstd") as writer:
+                writer.write_table(first)
+                for part in parts:
+                    writer.write_table(pa.table(dict(part), schema=first.schema))
+
     @contextmanager
     def _replacing(self, name: str) -> Iterator[Path]:
         target = self.path / name
@@ -94,10 +110,19 @@ class RunFolder:
         place = self.path / "jacobian" / name
         with writing(place):
             place.parent.mkdir(exist_ok=True)
-            ocp.save(str(place), dict(arrays))
+            ocp.save(str(place), {k: v for k, v in arrays.items() if v.size})  # it refuses an empty one
 
-    def load(self, name: str) -> dict[str, np.ndarray]:
-        """Reads a block of the cache.
+    def parts(self, name: str) -> list[str]:
+        """Names of the complete parts of a block."""
+        return sorted(p.name for p in (self.path / "jacobian").glob(f"{name}-????") if p.is_dir())
+
+    def save_part(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Writes the next part of a block, as `save` does."""
+        known = self.parts(name)
+        self.save(f"{name}-{int(known[-1][-4:]) + 1 if known else 0:04d}", arrays)
+
+    def load(self, name: str, only: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+        """Reads a block of the cache, or some arrays of it.
 
         Raises:
             InputError: it is damaged.
@@ -105,7 +130,9 @@ class RunFolder:
         place = self.path / "jacobian" / name
         try:
             like = ocp.metadata(str(place)).metadata
-            return ocp.load(str(place), {k: np.zeros(v.shape, v.dtype) for k, v in like.items()})
+            wanted = {k: np.zeros(v.shape, v.dtype) if not only or k in only else ocp.PLACEHOLDER for k, v in like.items()}
+            loaded = ocp.load(str(place), wanted)
+            return {k: v for k, v in loaded.items() if v is not ocp.PLACEHOLDER}
         except Exception as error:  # orbax and tensorstore raise many types
             first = str(error).strip().splitlines()[0]
             raise InputError(place, f"cannot be read: {first}", "delete it and run again: it is computed anew") from error

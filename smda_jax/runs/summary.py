@@ -10,6 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from smda_jax.policy.influence import Influence
+
 
 @dataclass
 class Summary:
@@ -33,9 +35,8 @@ class Summary:
     pair_labels: list[str | None]
     score: np.ndarray
     mean_delta_y: np.ndarray
-    delta_w_x: np.ndarray
-    delta_w_y: np.ndarray
-    dominant: np.ndarray
+    influence: Influence | None
+    dominant: np.ndarray | None
     off_target: np.ndarray
     auc: dict[str, dict[str, float]]
     first_order: dict[str, float | int] = field(default_factory=dict)
@@ -64,8 +65,13 @@ class Summary:
 
     def classes(self) -> dict[str, dict[str, float | int]]:
         """Per label of pairs: medians, and the mean share of Σ|W ΔW| that goes through feature activations (ΔX)."""
-        x, y = np.abs(self.weights * self.delta_w_x).sum(1), np.abs(self.weights * self.delta_w_y).sum(1)
-        total = np.where(x + y > 0, x + y, 1)
+        i = self.influence
+        x, y = (
+            (np.full(len(self.score), np.nan),) * 2
+            if i is None
+            else (np.abs(self.weights * i.delta_w_x).sum(1), np.abs(self.weights * i.delta_w_y).sum(1))
+        )
+        total = np.where(x + y == 0, 1, x + y)
         out = {}
         for name in dict.fromkeys(self.pair_labels):
             own = np.array([label == name for label in self.pair_labels])
@@ -142,15 +148,16 @@ def print_summary(s: Summary, console: Console, top: int = 5) -> None:
         table = _table(title, "pair", "class", "score", "mean ΔY", "feature", "off", "prompt")
         for i in rows:
             table.add_row(
-                s.pair_ids[i][:8], s.pair_labels[i] or "–", f"{s.score[i]:+.2e}", f"{s.mean_delta_y[i]:+.2e}",
-                str(s.dominant[i]), _figure(float(s.off_target[i]), ".0%"), _one_line(s.pair_texts[i]),
+                s.pair_ids[i][:8], s.pair_labels[i] or "–", f"{s.score[i]:+.2e}", _figure(float(s.mean_delta_y[i]), "+.2e"),
+                "–" if s.dominant is None else str(s.dominant[i]), _figure(float(s.off_target[i]), ".0%"),
+                _one_line(s.pair_texts[i]),
             )  # fmt: skip
         console.print(table)
 
     shares = _table("Pathways by class", "class", "pairs", "median", "mean ΔY", "through X", "through Y", "off")
     for name, c in s.classes().items():
         shares.add_row(
-            name, str(c["pairs"]), f"{c['median_score']:+.2e}", f"{c['mean_delta_y']:+.2e}",
+            name, str(c["pairs"]), f"{c['median_score']:+.2e}", _figure(c["mean_delta_y"], "+.2e"),
             *(_figure(c[k], ".0%") for k in ("delta_x_share", "delta_y_share", "off_target_share")),
         )  # fmt: skip
     console.print(shares)
@@ -164,16 +171,14 @@ def print_summary(s: Summary, console: Console, top: int = 5) -> None:
             "off-target share",
         )
         for name, a in s.auc.items():
-            found.add_row(name, *(_figure(a[k]) for k in ("score", "mean_delta_y", "off_target_share")))
+            found.add_row(name, *(_figure(a.get(k)) for k in ("score", "mean_delta_y", "off_target_share")))
         console.print(found)
         console.print(
             "An AUC near 0 separates as well as one near 1: the figure then points the other way than the paper's flags."
         )
     if s.first_order:
-        f = s.first_order
-        console.print(
-            f"First order against the true step, {f['pairs']:.0f} pairs in float64: R² {f['r2_delta_y']:.6f} of ΔY, "
-            f"{f['r2_delta_x']:.6f} of ΔX, {f['r2_delta_w']:.6f} of ΔW"
-        )
+        names = {"r2_delta_y": "ΔY", "r2_delta_x": "ΔX", "r2_delta_w": "ΔW", "r2_score": "the score"}
+        figures = ", ".join(f"{s.first_order[key]:.6f} of {name}" for key, name in names.items() if key in s.first_order)
+        console.print(f"First order against the true step, {s.first_order['pairs']:.0f} pairs in float64: R² {figures}")
     console.print("off: share of Σ|W·ΔW| that falls on features not active on the pair's own prompt")
     console.print(f"Run folder: {escape(s.out)}", soft_wrap=True)

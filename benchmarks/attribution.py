@@ -1,0 +1,362 @@
+#!/usr/bin/env python3
+"""Every engine, the PyTorch loop and dense JAX on the same shapes, in one run; writes a record to benchmarks/results.
+
+    python benchmarks/attribution.py --shape cpu            # hidden 512, 8 layers: for a machine without an accelerator
+    python benchmarks/attribution.py --shape 3b --dtype bfloat16 --prompts 7826          # Llama-3.2-3B's, for one large GPU
+    python benchmarks/attribution.py --shape 3b --dry-run --platform cuda                # shapes and lowering only
+
+Weights are drawn at random, lengths as the paper's: 31 header tokens and 15 to 60 more, pairs of 100 to 250 tokens. Agreement
+is checked before a time is printed. Times are without compilation, which is given apart; the loop and dense JAX are measured
+on a few pairs (median) and multiplied up.
+"""
+
+import json
+import platform
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+import smda_jax as smda
+from smda_jax.data.batches import blocks_by_length, pair_batch, prompt_batch
+from smda_jax.data.chat import PairTokens, PromptTokens
+from smda_jax.data.targets import Targets
+from smda_jax.jacobian import passes, plan, programs
+from smda_jax.jacobian.evaluation import Evaluation, Model, encode, read_prompts
+from smda_jax.jacobian.passes import Update
+from smda_jax.jacobian.readout import Site, read
+from smda_jax.model import hf
+from smda_jax.model.config import ModelConfig, from_hf
+from smda_jax.model.llama import Params
+from smda_jax.model.precision import DType, numerics
+from smda_jax.policy.influence import decompose, functionals
+from smda_jax.policy.ridge import ridge
+from smda_jax.sae.encoder import Encoder
+
+ROOT = Path(__file__).resolve().parent.parent
+SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": dict(hidden=64, layers=3, heads=4, kv=2, head_dim=16, intermediate=160, vocab=512, layer=1),
+    "cpu": dict(hidden=512, layers=8, heads=8, kv=4, head_dim=64, intermediate=1408, vocab=4096, layer=2),
+    "1b": dict(hidden=2048, layers=16, heads=32, kv=8, head_dim=64, intermediate=8192, vocab=128256, layer=6),
+    "3b": dict(hidden=3072, layers=28, heads=24, kv=8, head_dim=128, intermediate=8192, vocab=128256, layer=10),
+}  # fmt: skip
+ETA = 1e-4
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What to time."""
+
+    shape: Literal["tiny", "cpu", "1b", "3b"] = "cpu"
+    """Shapes of the model."""
+    pairs: int = 200
+    """Training pairs."""
+    prompts: int = 256
+    """Evaluation prompts."""
+    features: int = 24
+    """Features of the policy, a third of them active per prompt."""
+    dtype: DType = "float32"
+    """Of the engines; the loop is always float32."""
+    engines: tuple[str, ...] = ("auto", "coefficients", "score")
+    """What to time: auto, forward, reverse, finite; coefficients and score are engine query."""
+    loop_pairs: int = 3
+    """Pairs that the loops and dense JAX are measured on; 0 leaves them out."""
+    query_pairs: tuple[int, ...] = ()
+    """Further numbers of pairs for the score alone."""
+    dry_run: bool = False
+    """Trace and lower every program at these shapes, and run none."""
+    platform: Literal["cpu", "cuda", "tpu"] = "cpu"
+    """What a dry run lowers for."""
+    out: Path = ROOT / "benchmarks" / "results"
+    """Folder of the record."""
+
+
+def hf_config(s: dict[str, Any]) -> dict[str, Any]:
+    """config.json of a shape."""
+    return {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": s["vocab"], "hidden_size": s["hidden"],
+        "intermediate_size": s["intermediate"], "num_hidden_layers": s["layers"], "num_attention_heads": s["heads"],
+        "num_key_value_heads": s["kv"], "head_dim": s["head_dim"], "tie_word_embeddings": True, "rms_norm_eps": 1e-5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}, "max_position_embeddings": 4096,
+        "hidden_act": "silu", "attention_bias": False, "mlp_bias": False,
+    }  # fmt: skip
+
+
+def draw_params(config: ModelConfig, dtype: Any) -> Params:
+    """Random weights of the size that keeps every stream near one."""
+
+    @partial(jax.jit, static_argnums=1)
+    def draw(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        return (jax.random.normal(key, shape, jnp.float32) * shape[-1] ** -0.5).astype(dtype)
+
+    leaves, tree = jax.tree.flatten(hf.abstract_params(config, dtype))
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    params = jax.tree.unflatten(tree, [draw(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])
+    ones = jax.tree.map(jnp.ones_like, (params.blocks.attn_norm, params.blocks.mlp_norm, params.final_norm))
+    blocks = params.blocks.replace(attn_norm=ones[0], mlp_norm=ones[1])
+    return params.replace(blocks=blocks, final_norm=ones[2])
+
+
+def draw_tokens(b: Benchmark, vocab: int) -> tuple[list[PromptTokens], list[PairTokens]]:
+    """Prompts and pairs of the paper's lengths."""
+    r = np.random.default_rng(0)
+    header = r.integers(0, vocab, 31).tolist()
+
+    def text(n: int) -> list[int]:
+        return r.integers(0, vocab, n).tolist()
+
+    prompts = []
+    for n in r.integers(15, 61, b.prompts):
+        body = header + text(int(n))
+        prompts.append(PromptTokens(body + text(4), len(body) - 1))
+    pairs = []
+    for n in r.integers(100, 251, max([b.pairs, *b.query_pairs])):
+        first = int(31 + r.integers(15, 61))
+        pairs.append(PairTokens(header + text(int(n) - 31), first, int(n)))
+    return prompts, pairs
+
+
+def draw_encoder(config: ModelConfig, features: int, h: np.ndarray) -> Encoder:
+    """Random features, a third of the prompts in each."""
+    W = np.random.default_rng(1).normal(size=(config.hidden, features)) * config.hidden**-0.5
+    with numerics(h.dtype):
+        return Encoder(jnp.asarray(W, h.dtype), jnp.asarray(-np.quantile(h @ W, 2 / 3, axis=0), h.dtype))
+
+
+class Clock:
+    """Seconds of a call without the compilation in it."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, dict[str, Any]] = {}
+
+    def __call__(self, name: str, call: Callable[[], Any], flop: float) -> Any:
+        before, start = programs.compiling.seconds, time.perf_counter()
+        out = jax.block_until_ready(call())
+        total, compiling = time.perf_counter() - start, programs.compiling.seconds - before
+        self.rows[name] = {"seconds": total - compiling, "compile_seconds": compiling, "flop": flop}
+        print(f"{name}: {total - compiling:.1f} s, and {compiling:.1f} s of compilation", flush=True)
+        return out
+
+
+def dense(e: Evaluation, pairs: list[PairTokens]) -> tuple[np.ndarray, list[float]]:
+    """JAX as it comes: dense per-pair gradients, the model linearised in its parameters, tangents of a few pairs together."""
+    config, params = e.model.config, e.model.params
+
+    @partial(jax.jit, static_argnames="width")
+    def gradients(params: Params, batch: Any, width: int) -> Params:
+        from smda_jax.model.llama import logits
+
+        def loss(params: Params, tokens: Any, at: Any, target: Any, weight: Any) -> Any:
+            logp = jax.nn.log_softmax(logits(config, params, tokens[None])[0, at].astype(jnp.float32))
+            return -jnp.sum(jnp.take_along_axis(logp, target[:, None], 1)[:, 0] * weight.astype(logp.dtype))
+
+        axes = (None, 0, 0, 0, 0)
+        return jax.vmap(jax.grad(loss), axes)(params, batch.tokens, batch.at, batch.target, batch.weight)
+
+    @jax.jit
+    def push(params: Params, tangents: Params, batch: Any) -> Any:
+        _, linear = jax.linearize(lambda p: read(config, p, batch, e.targets, e.site)[:2], params)
+        return jax.vmap(linear)(tangents)
+
+    def once() -> np.ndarray:
+        batch = jax.tree.map(jnp.asarray, pair_batch(pairs, "response", 256, len(pairs)))
+        g = gradients(params, batch, 256)
+        dy = np.zeros((len(pairs), len(e.tokens)), np.float32)
+        lengths = [len(t.ids) + 2 for t in e.tokens]
+        for rows, width, size in blocks_by_length(lengths, 64):
+            prompts = prompt_batch([e.tokens[i] for i in rows], e.targets, width, 0, size)
+            dy[:, rows] = -ETA * np.asarray(push(params, g, prompts)[1], np.float32)[:, : len(rows)]
+        return dy
+
+    with numerics(e.model.dtype):
+        dy = once()
+        start = time.perf_counter()
+        once()
+        return dy, [(time.perf_counter() - start) / len(pairs)] * len(pairs)
+
+
+def agree(name: str, got: np.ndarray, want: np.ndarray, tolerance: float) -> float:
+    """Raises if two ways to the same figures differ."""
+    worst = float(np.abs(np.asarray(got, np.float64) - want).max() / np.abs(want).max())
+    assert worst < tolerance, f"{name}: differs by {worst:.1e}"
+    return worst
+
+
+def main(b: Benchmark) -> None:
+    """Checks, times, prints the table, writes the record."""
+    shape = SHAPES[b.shape]
+    config = from_hf(hf_config(shape), "benchmark")
+    targets, site = (
+        Targets.of([[40, 649, 956], [40, 649, 1431]] if shape["vocab"] > 1431 else [[40, 64, 95], [40, 64, 14]]),
+        Site("resid_post", shape["layer"]),
+    )
+    prompts, everything = draw_tokens(b, shape["vocab"])
+    pairs = everything[: b.pairs]
+    if b.dry_run:
+        from dry_run import dry_run  # type: ignore[import-not-found]
+
+        dry_run(b, config, targets, site)
+        return
+    with numerics(b.dtype):
+        params = draw_params(config, jnp.dtype(b.dtype))
+    model = Model(config, params, None)  # type: ignore[arg-type]
+    reading = read_prompts(model, prompts, targets, site)
+    h, y, also = (np.asarray(v) for v in reading)
+    encoder = draw_encoder(config, b.features, h)
+    z, active = encode(encoder, h)
+    e = Evaluation(model, prompts, targets, site, encoder, list(range(b.features)), h, also, z, active, y)
+    X, Y = e.x.astype(np.float64), e.y.astype(np.float64)
+    W = ridge(X, Y, 5.0)
+    with numerics(b.dtype):
+        rate = plan.measured_rate(b.dtype)
+    update, limit, clock, bf16 = Update(ETA), programs.memory_limit(), Clock(), b.dtype == "bfloat16"
+
+    def work(keep: Any, count: int) -> plan.Workload:
+        return plan.Workload(
+            config, count, len(prompts), float(np.mean([len(t.ids) for t in prompts])) + 2, 31,
+            float(np.mean([len(t.ids) for t in everything[:count]])),
+            float(np.mean([len(t.ids) - t.response for t in everything[:count]])), b.features, float(active.sum(1).mean()),
+            site.layer, targets.positions, 1, keep, jnp.dtype(b.dtype).itemsize,
+        )  # fmt: skip
+
+    def push(engine: str) -> Any:
+        p = plan.choose(work("active", len(pairs)), limit, engine)
+        run: Any = {"forward": smda.forward, "reverse": smda.reverse, "finite": smda.finite}[p.engine]
+        slack = np.inf if p.engine == "reverse" else 1.25
+        dx, dy = np.zeros((len(pairs), *X.shape), np.float32), np.zeros((len(pairs), len(Y)), np.float32)
+        for rows, width, size in blocks_by_length([len(t.ids) for t in pairs], p.pair_block, slack):
+            steps, _ = passes.factors_of(model, [pairs[i] for i in rows], update, width=width, rows=size)
+            out = run(e, steps, block=p.block)
+            dx[rows], dy[rows] = out.x[: len(rows)], out.y[: len(rows)]
+        return dx, dy
+
+    def ask(keep: Any, count: int) -> np.ndarray:
+        w = work(keep, count)
+        p = plan.choose(w, limit, "query")
+        u = W[None] if keep == "score" else np.eye(b.features)
+        f = functionals(X, Y, W, 5.0, u)
+        wx, wy = f.weight_x() * active, f.weight_y()
+        group = len(u) if keep == "score" else max(1, plan.functionals_at_a_time(w, limit) // 2)
+        values = []
+        for start in range(0, len(u), group):
+            part = slice(start, start + group)
+            if keep == "score":
+                queries = (passes.pull_policy(e, wx, wy, block=p.block),)
+            else:
+                queries = tuple(passes.pull_policy(e, *w_, block=p.block) for w_ in ((wx[part], None), (None, wy[part])))
+            out = [np.zeros((len(q.gradient.embed), count)) for q in queries]
+            for rows, width, size in blocks_by_length([len(t.ids) for t in everything[:count]], p.pair_block):
+                got, _ = passes.answer(model, [everything[i] for i in rows], queries, update, width=width, rows=size)
+                for into, value in zip(out, got, strict=True):
+                    into[:, rows] = value
+            values.append(out)
+        return np.concatenate([np.stack(v) for v in values], axis=1)
+
+    found, agreement = {}, {}
+    for name in b.engines:
+        keep = name if name in ("score", "coefficients") else "active"
+        chosen = "query" if keep == name else plan.choose(work("active", len(pairs)), limit, name).engine
+        flop = plan.prices(work(keep, len(pairs)), limit)[chosen].total
+        call = partial(ask, keep, len(pairs)) if keep == name else partial(push, chosen)
+        label = f"query: {name}" if keep == name else f"{name}: {chosen}" if name == "auto" else name
+        found[name] = clock(label, call, flop)
+    for count in b.query_pairs:
+        clock(f"query: score of {count}", partial(ask, "score", count), plan.prices(work("score", count), limit)["query"].total)
+
+    full = next((found[k] for k in ("auto", "reverse", "forward") if k in found), None)
+    if full is not None:
+        part = decompose(X, Y, W, *full, 5.0)
+        tolerance = 0.1 if bf16 else 2e-3
+        if "score" in found:
+            agreement["score"] = agree("score", found["score"][0, 0], part.score, tolerance)
+        if "coefficients" in found:
+            agreement["delta_w_x"] = agree("ΔW_X", found["coefficients"][0].T, part.delta_w_x, tolerance)
+            agreement["delta_w_y"] = agree("ΔW_Y", found["coefficients"][1].T, part.delta_w_y, tolerance)
+    few = pairs[: b.loop_pairs]
+    per_pair: dict[str, float] = {}
+    if few:
+        dy, seconds = dense(e, few)
+        per_pair["dense JAX jvp"] = statistics.median(seconds)
+        if full is not None:
+            agreement["dense_delta_y"] = agree("dense", full[1][: len(few)], dy, 0.1 if bf16 else 2e-3)
+        per_pair |= loops(b, e, hf_config(shape), few, agreement)
+    table(b, clock, per_pair, rate, len(pairs))
+    record(b, shape, clock, per_pair, rate, agreement, float(active.sum(1).mean()))
+
+
+def loops(
+    b: Benchmark, e: Evaluation, raw: dict[str, Any], few: list[PairTokens], agreement: dict[str, float]
+) -> dict[str, float]:
+    """Both PyTorch loops on a few pairs, their results held against engine finite."""
+    from pytorch_loop import Loop  # type: ignore[import-not-found]
+
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    out = {}
+    with tempfile.TemporaryDirectory() as folder:
+        hf.save(Path(folder), raw, e.model.params)
+        # A larger step for the comparison: in float32 the loop's differences would be rounding otherwise.
+        eta = 3e-2
+        steps, _ = passes.factors_of(e.model, few, Update(eta))
+        true = smda.finite(e, steps, block=32)
+        for name, tuned in (("PyTorch loop", False), ("PyTorch loop, tuned", True)):
+            loop = Loop(Path(folder), e.tokens, e.targets.sequences, e.site.layer, tuned=tuned, device=device)
+            _, dy, _ = loop.run(few[:1], eta)
+            agreement[f"finite against {name}"] = agree(name, true.y[:1], dy, 0.2 if b.dtype == "bfloat16" else 5e-3)
+            out[name] = statistics.median(loop.run(few, ETA)[2])
+            print(f"{name}: {out[name]:.2f} s per pair", flush=True)
+            del loop
+    return out
+
+
+def table(b: Benchmark, clock: Clock, per_pair: dict[str, float], rate: float, pairs: int) -> None:
+    """One line per way."""
+    loop, tuned = per_pair.get("PyTorch loop"), per_pair.get("PyTorch loop, tuned")
+    print(f"\n{'':28}{'s':>10}{'pairs/s':>10}{'FLOP':>10}{'share':>7}{'x loop':>9}{'x tuned':>9}{'compile':>9}")
+    rows = {name: (r["seconds"], r["flop"], r["compile_seconds"]) for name, r in clock.rows.items()}
+    rows |= {name + " *": (s * pairs, None, 0.0) for name, s in per_pair.items()}
+    for name, (seconds, flop, compiling) in rows.items():
+        count = int(name.rsplit(" ", 1)[1]) if " of " in name else pairs
+        share = "" if flop is None else f"{flop / seconds / rate:.0%}"
+        ratios = ["" if v is None else f"{v * count / seconds:.1f}" for v in (loop, tuned)]
+        print(
+            f"{name:28}{seconds:10.1f}{count / seconds:10.3g}{'' if flop is None else f'{flop:.1e}':>10}{share:>7}"
+            f"{ratios[0]:>9}{ratios[1]:>9}{compiling:9.1f}"
+        )
+    print(f"share: of {rate / 1e9:.0f} GFLOP/s, the rate of a large product here. * measured on {b.loop_pairs} pairs")
+
+
+def record(
+    b: Benchmark, shape: dict[str, Any], clock: Clock, per_pair: dict[str, float], rate: float, agreement: Any, active: float
+) -> None:
+    """Writes the JSON record."""
+    done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    stats = jax.devices()[0].memory_stats() or {}
+    content = {
+        "benchmark": "attribution", "schema_version": 1, "commit": done.stdout.strip() or "unknown",
+        "settings": {k: v for k, v in asdict(b).items() if k != "out"}, "shape": shape, "active_per_prompt": active,
+        "device": {
+            "platform": jax.default_backend(), "kind": jax.devices()[0].device_kind, "machine": platform.machine(),
+            "peak_bytes": stats.get("peak_bytes_in_use"),
+        },
+        "versions": {name: version(name) for name in ("smda-jax", "jax", "torch", "transformers")},
+        "measured_flop_per_second": rate, "agreement": agreement, "engines": clock.rows, "seconds_per_pair": per_pair,
+    }  # fmt: skip
+    b.out.mkdir(parents=True, exist_ok=True)
+    path = b.out / f"attribution-{b.shape}-{jax.default_backend()}-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    path.write_text(json.dumps(content, indent=2) + "\n")
+    print(f"record   {path}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Benchmark))
