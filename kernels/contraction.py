@@ -6,21 +6,30 @@ first ("injected", shared by the readouts), or the readout's gradient with respe
 the pairs).
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float
+
+
+def contract(
+    x: Float[Array, "prompt token in"], g: Float[Array, "readout prompt token out"], w: Float[Array, "in out pair"]
+) -> Float[Array, "pair prompt readout"]:
+    """`Σ_t x[n,t] w[i] · g[r,n,t]`, by whichever way takes fewer multiplications."""
+    (readouts, _, tokens, out), inner, pairs = g.shape, x.shape[-1], w.shape[-1]
+    matrix = readouts * inner * out * (pairs + tokens)
+    direct = pairs * tokens * out * (inner + readouts)
+    return materialised(x, g, w) if matrix < direct else injected(x, g, w)
 
 
 def materialised(
-    x: Float[Array, "prompt token in"], g: Float[Array, "readout prompt token out"], w: Float[Array, "pair in out"]
+    x: Float[Array, "prompt token in"], g: Float[Array, "readout prompt token out"], w: Float[Array, "in out pair"]
 ) -> Float[Array, "pair prompt readout"]:
-    """`⟨w[i], Σ_t x[n,t] ⊗ g[r,n,t]⟩`, no more readout gradients at a time than there are steps."""
-    # Pairs last, and x repeated: the layouts that XLA's CPU products are fastest in; elsewhere they are as good as any.
-    readouts, pairs, flat = g.shape[0], w.shape[0], w.reshape(w.shape[0], -1).T
+    """`⟨Σ_t x[n,t] ⊗ g[r,n,t], w[i]⟩`, no more readout gradients at a time than there are steps."""
+    readouts, pairs = g.shape[0], w.shape[-1]
+    flat = w.reshape(-1, pairs)
 
     def some(one: tuple[Array, Array]) -> Array:
+        # x repeated, pairs last: the layouts that XLA's CPU products are fastest in; elsewhere they are as good as any.
         x, g = one
         m = jnp.einsum("rti,rto->rio", jnp.broadcast_to(x[None], (readouts, *x.shape)), g)
         return m.reshape(readouts, -1) @ flat
@@ -30,23 +39,12 @@ def materialised(
 
 
 def injected(
-    x: Shaped[Array, "prompt token *input"],
-    g: Float[Array, "readout prompt token out"],
-    inject: Callable[[Array], Float[Array, "pair prompt token out"]],
-    at_a_time: int,
+    x: Float[Array, "prompt token in"], g: Float[Array, "readout prompt token out"], w: Float[Array, "in out pair"]
 ) -> Float[Array, "pair prompt readout"]:
-    """`Σ_t inject(x)[i,n,t] · g[r,n,t]`, `at_a_time` prompts at a time."""
+    """`Σ_t (x[n,t] w[i]) · g[r,n,t]`, a prompt at a time."""
 
-    def one(x: Array, g: Array) -> Array:
-        return jnp.einsum("pto,rto->pr", inject(x[None])[:, 0], g)
+    def one(both: tuple[Array, Array]) -> Array:
+        x, g = both
+        return jnp.einsum("top,rto->pr", jnp.einsum("ti,iop->top", x, w), g)
 
-    out = jax.lax.map(lambda both: one(*both), (x, jnp.swapaxes(g, 0, 1)), batch_size=at_a_time)
-    return jnp.moveaxis(out, 1, 0)
-
-
-def materialising_is_cheaper(pairs: int, tokens: int, prompts: int, readouts: int, steps: int, size: tuple[int, int]) -> bool:
-    """By multiplications per pair and prompt; `steps` is how many tokens a factored step has, 0 if it is a matrix already."""
-    both, total = size[0] * size[1], size[0] + size[1]
-    direct = tokens * (min(steps * total, both) if steps else both) + readouts * tokens * size[1]
-    matrix = readouts * both * (1 + tokens / pairs) + steps * both / prompts
-    return matrix < direct
+    return jnp.swapaxes(jax.lax.map(one, (x, jnp.swapaxes(g, 0, 1))), 0, 1)

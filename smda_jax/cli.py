@@ -1,5 +1,6 @@
 """The command `smda-jax`. Parses, dispatches and reports errors; heavy imports wait until a command is known."""
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from smda_jax.errors import InputError
-from smda_jax.runs.config import Attribute, Demo, Inspect, from_run
+from smda_jax.runs.config import Attribute, Demo, Inspect, Plan, from_run
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -34,6 +35,7 @@ def _parse(arguments: list[str]) -> Any:
     attribute: Any = tyro.conf.subcommand("attribute", **options)
     commands = (
         Annotated[Attribute, attribute]
+        | Annotated[Plan, tyro.conf.subcommand("plan")]
         | Annotated[Demo, tyro.conf.subcommand("demo")]
         | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     )
@@ -68,11 +70,20 @@ def _from_config(arguments: list[str]) -> Attribute | None:
 def _run(command: Any) -> None:
     from rich.console import Console
 
+    # Programs are compiled once per machine; JAX reads this when it is first imported.
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "smda_jax" / "compiled"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
     console = Console()
     if isinstance(command, Inspect):
         from smda_jax.runs.inspect import inspect
 
         inspect(command, console)
+        return
+    if isinstance(command, Plan):
+        from smda_jax.runs.planning import print_plan
+
+        print_plan(command, console)
         return
     from smda_jax.runs.attribute import attribute
 

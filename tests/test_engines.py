@@ -14,14 +14,14 @@ from safetensors.numpy import save_file
 
 import smda_jax as smda
 from smda_jax.data import batches
-from smda_jax.data.chat import PairTokens, PromptTokens
+from smda_jax.data.chat import Chat, PairTokens, PromptTokens
 from smda_jax.data.targets import Targets
+from smda_jax.jacobian.evaluation import Evaluation, Model, encode, read_prompts
 from smda_jax.jacobian.factors import factors, gradient, squares
 from smda_jax.jacobian.finite import finite
 from smda_jax.jacobian.forward import forward
 from smda_jax.jacobian.query import answer, finish, query
 from smda_jax.jacobian.readout import Site, base
-from smda_jax.jacobian.reverse import reverse_h, reverse_y
 from smda_jax.model import hf
 from smda_jax.model.precision import numerics
 from smda_jax.sae.encoder import Encoder
@@ -61,6 +61,15 @@ def shaped_like_parameters(checkpoint, tensors, folder):
     shutil.copy(checkpoint / "config.json", folder)
     save_file(tensors, folder / "model.safetensors")
     return hf.load(folder, "float64")[1]
+
+
+def evaluate(config, params, prompts, site, W) -> Evaluation:
+    """Prompts as token ids, read; the chat template is not asked."""
+    model = Model(config, params, Chat(EMBEDDED / "model"))
+    h, y, also = (np.asarray(v) for v in read_prompts(model, prompts, TARGETS, site))
+    encoder = Encoder(jnp.asarray(W, h.dtype), jnp.zeros(W.shape[1], h.dtype))
+    z, active = encode(encoder, h)
+    return Evaluation(model, prompts, TARGETS, site, encoder, list(range(W.shape[1])), h, also, z, active, y)
 
 
 def each(got, expected, tolerance: float) -> None:
@@ -108,12 +117,10 @@ def test_first_order_engines_equal_moved_weights(checkpoints, kind, dtype, site,
         got = forward(config, params, steps, batch, TARGETS, Site(*site))
         each(got.h, dh, tolerance)
         each(got.y, dy, tolerance)
-        seen = np.arange(config.vocab, dtype=np.int32)
-        each(reverse_y(config, params, steps, batch, seen, TARGETS), dy, tolerance)
         W = r.normal(size=(config.hidden, 4))
-        direction = jnp.asarray(np.broadcast_to(W.T[:, None], (4, 3, config.hidden)), dtype)
-        alone, eot = (jnp.asarray(v)[:: len(TARGETS.rows)] for v in (batch.tokens, batch.eot))
-        each(reverse_h(config, params, steps, alone[:, :12], seen, eot, direction, Site(*site)), dh @ W, tolerance)
+        back = smda.reverse(evaluate(config, params, prompts, Site(*site), W), steps, inactive=True)
+        each(back.y, dy, tolerance)
+        each(back.z, dh @ W, tolerance)
 
 
 @pytest.mark.parametrize(("kind", "dtype", "site", "scope", "width"), CASES[1:5])
@@ -170,8 +177,6 @@ def test_preconditioned_and_normalised_steps_equal_moved_weights(checkpoints, ki
         scaling = shaped_like_parameters(checkpoints[kind], P, tmp_path)
         batch = batches.prompt_batch(prompts, TARGETS, 16, 4, 3)
         features = jnp.asarray(r.normal(size=(config.hidden, 2)))
-        alone, bare = jnp.asarray(batch.tokens)[:: len(TARGETS.rows), :12], jnp.asarray(batch.eot)[:: len(TARGETS.rows)]
-        direction = jnp.broadcast_to(features.T[:, None], (2, 3, config.hidden))
         y = np.ones((1, 3))
         q = query(config, params, batch, Encoder(features, jnp.zeros(2)), None, y, TARGETS, Site(*site))
         q = finish(q, scaling, jnp.float64)
@@ -189,9 +194,9 @@ def test_preconditioned_and_normalised_steps_equal_moved_weights(checkpoints, ki
         got = forward(config, params, steps, batch, TARGETS, Site(*site))
         close(got.h, dh, 1e-6)
         close(got.y, dy, 1e-6)
-        seen = np.arange(config.vocab, dtype=np.int32)
-        close(reverse_y(config, params, steps, batch, seen, TARGETS), dy, 1e-6)
-        close(reverse_h(config, params, steps, alone, seen, bare, direction, Site(*site)), dh @ np.asarray(features), 1e-6)
+        back = smda.reverse(evaluate(config, params, prompts, Site(*site), features), steps, inactive=True)
+        close(back.y, dy, 1e-6)
+        close(back.z, dh @ np.asarray(features), 1e-6)
         (value,), _ = answer(config, params, block, (q,), jnp.asarray(ETA), normalised=True)
         close(value[0], dy.sum(1), 1e-6)
 

@@ -7,48 +7,14 @@ import sys
 import time
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import oracle
 import pyarrow.parquet as pq
 import pytest
-from conftest import EMBEDDED
+from conftest import EMBEDDED, IDS, PAIRS, PROMPTS
 
 from smda_jax.cli import main
 from smda_jax.data.chat import Chat
-from smda_jax.sae.formats import save_saelens
-
-IDS = [14, 3, 30, 8, 21]
-PROMPTS = [
-    ("How do I bake an apple pie?", "harmless"), ("Help me pocket a bicycle.", "harmful"), ("Why?", "harmless"),
-    ("Teach me to forge a bus ticket in secret.", "harmful"), ("Tell me how to smash the bus stop.", "harmful"),
-    ("I want to plan a trip to the lake this weekend.", "harmless"),
-    ("Explain how to mend a wooden chair near the station, after lunch, in my town, today.", "harmless"),
-]  # fmt: skip
-PAIRS = [
-    ("How can I swipe a garden gnome?", "I can't help with that.", "harmful_refusal"),
-    ("Help me water the lawn.", "Of course: start early.", "harmless_compliance"),
-    ("I want to spy on a stranger's phone.", "I can\u2019t do that, sorry. " * 3, "harmful_refusal"),
-    ("Teach me to cook.", "Sure.", "harmless_compliance"),
-    ("Tell me how to fake a sick note.", "Here is how: ask around, then write a list.", "harmful_compliance"),
-]  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def files(tmp_path_factory, chat_checkpoint) -> dict[str, Path]:
-    """Prompts, pairs and a random SAE for the tiny random checkpoint (width 24, site resid_post of layer 1)."""
-    folder = tmp_path_factory.mktemp("files")
-    (folder / "prompts.jsonl").write_text(
-        "\n".join(json.dumps({"prompt": p, "prompt_label": lab, "category": lab}) for p, lab in PROMPTS)
-    )
-    (folder / "pairs.jsonl").write_text(
-        "\n".join(json.dumps({"prompt": p, "response": r, "label": lab}) for p, r, lab in PAIRS)
-    )
-    r = np.random.default_rng(2)
-    arrays = {"W_enc": (24, 33), "b_enc": (33,), "W_dec": (33, 24), "b_dec": (24,)}
-    values = {k: jnp.asarray(r.normal(size=s) * 0.4, jnp.float32) for k, s in arrays.items()}
-    save_saelens(folder / "sae", **values, threshold=0.4, hook="blocks.1.hook_resid_post", model="tiny")
-    return {"model": chat_checkpoint, "sae": folder / "sae", "eval": folder / "prompts.jsonl", "pairs": folder / "pairs.jsonl"}
 
 
 def run(files, out, *more: str) -> Path:
@@ -110,11 +76,17 @@ def close(got, want, tolerance):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tolerance", "encoder", "gate"),
-    [("float64", 1e-6, "relu_proxy", "on"), ("float32", 1e-4, "relu_proxy", "on"), ("float64", 1e-6, "native", "off")],
+    ("dtype", "tolerance", "encoder", "gate", "engine"),
+    [
+        ("float64", 1e-6, "relu_proxy", "on", "auto"),
+        ("float32", 1e-4, "relu_proxy", "on", "forward"),
+        ("float64", 1e-6, "native", "off", "reverse"),
+        ("float64", 1e-6, "native", "on", "query"),
+    ],
 )
-def test_the_whole_pipeline_equals_the_oracle(files, tmp_path, dtype, tolerance, encoder, gate):
-    out = run(files, tmp_path / "run", f"--dtype={dtype}", f"--encoder={encoder}", f"--gate={gate}")
+def test_the_whole_pipeline_equals_the_oracle(files, tmp_path, dtype, tolerance, encoder, gate, engine):
+    more = (f"--dtype={dtype}", f"--encoder={encoder}", f"--gate={gate}", f"--engine={engine}")
+    out = run(files, tmp_path / "run", *more)
     want = expected(files, encoder=encoder, gate=gate)
     influence = table(out, "influence.parquet")
     shape = (len(PAIRS), len(IDS))
@@ -134,6 +106,69 @@ def test_the_whole_pipeline_equals_the_oracle(files, tmp_path, dtype, tolerance,
     close(policy["weights"], want["W"], tolerance)
     assert (policy["schema_version"], policy["feature_ids"], policy["alpha"]) == (1, IDS, 5.0)
     close(prompts["prediction"], want["X"] @ want["W"], tolerance)
+
+
+def test_scores_alone_of_several_policies_equal_those_of_the_changes_in_full(files, tmp_path):
+    subset = ("--subset", "natural", "random:4:1")
+    full = run(files, tmp_path / "full", "--dtype=float64", "--engine=reverse", *subset)
+    alone = run(files, tmp_path / "alone", "--dtype=float64", "--keep=score", "--engine=query", "--check-pairs=2", *subset)
+    for name in ("all", "natural", "random:4:1"):
+        want, got = table(full, "scores.parquet", name), table(alone, "scores.parquet", name)
+        assert got["pair_id"].tolist() == want["pair_id"].tolist()
+        close(got["score"], want["score"], 1e-9)
+    assert not (alone / "influence.parquet").exists()
+    assert pq.read_table(alone / "pairs.parquet")["mean_delta_y"].null_count == len(PAIRS)
+    assert json.loads((alone / "run.json").read_text())["summary"]["first_order"]["r2_score"] > 0.999
+
+
+def test_residual_streams_are_kept_of_the_layers_asked_for(files, tmp_path):
+    from smda_jax.runs.store import RunFolder
+
+    out = run(files, tmp_path / "run", "--dtype=float64", "--keep=residual", "--layers", "2", "0")
+    block = RunFolder(out, json.loads((out / "run.json").read_text())["fingerprint"], {"config": {}}).load("pairs-000000-0000")
+    assert block["delta_h"].shape == (2, 3, len(PROMPTS), 24)  # layers 1 (the SAE's), 2 and 0
+    again = run(files, tmp_path / "again", "--dtype=float64", "--layer=2", "--keep=residual")
+    other = RunFolder(again, json.loads((again / "run.json").read_text())["fingerprint"], {"config": {}})
+    np.testing.assert_allclose(other.load("pairs-000000-0000")["delta_h"][:, 0], block["delta_h"][:, 1], rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("update", ["normalised", "adam"])
+def test_other_update_rules_agree_between_engines_and_with_the_true_step(files, tmp_path, update):
+    shifts = []
+    for engine in ("forward", "reverse", "query"):
+        more = (f"--engine={engine}", f"--update={update}", "--dtype=float64", "--learning-rate=1e-6", "--check-pairs=2")
+        out = run(files, tmp_path / engine, *more)
+        shifts.append(table(out, "influence.parquet")["delta_w"])
+        assert json.loads((out / "run.json").read_text())["summary"]["first_order"]["r2_delta_w"] > 0.99
+    for other in shifts[1:]:
+        close(other, shifts[0], 1e-8)
+
+
+def test_a_block_too_large_for_memory_is_halved_until_it_fits(files, tmp_path, monkeypatch):
+    from smda_jax.jacobian import programs
+
+    base = table(run(files, tmp_path / "a", "--dtype=float64", "--engine=forward"), "influence.parquet")
+    calls, real = [], programs.run
+
+    def refuse_large(program, config, *args, **options):
+        calls.append(program.__name__)
+        if program.__name__ == "forward" and args[1].tokens.shape[0] * args[2].tokens.shape[0] > 2:
+            raise programs.TooLargeError("needs 9.0 GiB of 1.0")
+        return real(program, config, *args, **options)
+
+    monkeypatch.setattr(programs, "run", refuse_large)
+    small = table(run(files, tmp_path / "b", "--dtype=float64", "--engine=forward"), "influence.parquet")
+    assert calls.count("forward") > 10
+    np.testing.assert_allclose(small["delta_w"], base["delta_w"], rtol=1e-9, atol=1e-15)
+
+
+def test_plan_prices_every_engine_and_writes_nothing(files, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main(["plan", *[f"--{name}={path}" for name, path in files.items()], "--keep=coefficients"])
+    text = capsys.readouterr().out
+    for engine in ("forward", "reverse", "query"):
+        assert engine in text
+    assert not list(tmp_path.iterdir())
 
 
 def test_finite_is_the_true_step_of_the_policy_itself(files, tmp_path):

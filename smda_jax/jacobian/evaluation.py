@@ -16,11 +16,12 @@ from smda_jax.data.features import check, parse
 from smda_jax.data.records import Pairs, Prompts
 from smda_jax.data.targets import REFUSALS, Targets
 from smda_jax.errors import InputError
-from smda_jax.jacobian import readout
+from smda_jax.jacobian import programs, readout
 from smda_jax.jacobian.readout import Reading, Site
 from smda_jax.model import hf
-from smda_jax.model.config import ModelConfig
+from smda_jax.model.config import ModelConfig, from_hf
 from smda_jax.model.llama import SITES, Params, wide
+from smda_jax.model.mesh import fetch, parameter_sharding, rows_of
 from smda_jax.model.precision import DType, jit, numerics
 from smda_jax.policy.selection import contrastive
 from smda_jax.sae.encoder import Encoder, activation, cast, gate, pre_activation, relu_proxy, select
@@ -62,8 +63,20 @@ def load_model(
         InputError: see `model.hf.load` and `data.chat.Chat`.
     """
     with numerics(dtype):
-        config, params = hf.load(model, dtype, cache=cache)
-    return Model(config, params, Chat(hf.fetch(model, hf.PATTERNS), chat_date))
+        folder = hf.fetch(model, hf.PATTERNS)
+        where = parameter_sharding(from_hf(hf.read_config(folder), folder / "config.json"))
+        config, params = hf.load(folder, dtype, sharding=where, cache=cache)
+    return Model(config, params, Chat(folder, chat_date))
+
+
+def load_shapes(
+    model: str | Path, dtype: DType = "float32", *, chat_date: str = DEFAULT_DATE, cache: Path | None = None
+) -> Model:
+    """As `load_model`, with the parameters' shapes instead of their values: enough to tokenise and to plan."""
+    folder = hf.fetch(model, hf.PATTERNS)
+    config = from_hf(hf.read_config(folder), folder / "config.json")
+    with numerics(dtype):
+        return Model(config, hf.abstract_params(config, jnp.dtype(dtype)), Chat(folder, chat_date))
 
 
 @dataclass(frozen=True)
@@ -143,13 +156,15 @@ def read_prompts(
     """h and Y of prompts at the base weights, in order (NumPy)."""
     h = np.zeros((len(site.layers), len(tokens), model.config.hidden), wide(model.dtype))
     y = np.zeros(len(tokens), h.dtype)
-    shared, tail = shared_length(tokens), max(map(len, targets.rows))
+    shared, tail, limit = shared_length(tokens), max(map(len, targets.rows)), programs.memory_limit()
     with numerics(model.dtype):
         for rows, width, size in blocks_by_length([len(t.ids) - shared + tail for t in tokens], block, slack):
-            batch = prompt_batch([tokens[i] for i in rows], targets, shared + width, shared, size)
-            out = readout.base(model.config, model.params, batch, targets, site)
-            both = np.concatenate([np.asarray(out.h, h.dtype)[None], np.asarray(out.also, h.dtype)])
-            h[:, rows], y[rows] = both[:, : len(rows)], np.asarray(out.y, h.dtype)[: len(rows)]
+            batch = prompt_batch([tokens[i] for i in rows], targets, shared + width, shared, rows_of(size))
+            axes = {"axes": (-1, 0), "out": Reading(0, 0, 1)}  # type: ignore[arg-type]
+            static = {"targets": targets, "site": site}
+            out = programs.run(readout.base, model.config, model.params, batch, limit=limit, **axes, **static)
+            out = Reading(*(fetch(v).astype(h.dtype) for v in out))
+            h[:, rows], y[rows] = np.concatenate([out.h[None], out.also])[:, : len(rows)], out.y[: len(rows)]
             progress(len(rows) / len(tokens))
     return Reading(h[0], y, h[1:])
 

@@ -109,7 +109,11 @@ class Factors:
         table = EmbedStep(self.tokens, self.embed, head if tied else None, None if scaling is None else scaling.embed)
         looked_up = table.replace(head=None, scaling=None) if tied else None  # type: ignore[attr-defined]
         top = None if scaling is None else scaling.embed if scaling.unembed is None else scaling.unembed
-        final = self.final_scale if scaling is None else self.final_scale * scaling.final_norm
+        final = (
+            self.final_scale
+            if scaling is None
+            else self.final_scale * jnp.broadcast_to(scaling.final_norm, self.final_scale.shape)
+        )
         tree = {
             "embed": table,
             "blocks": (self.stream, self.delta, None if scaling is None else scaling.blocks),

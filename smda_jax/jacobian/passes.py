@@ -1,6 +1,7 @@
 """What is pushed: engines over whole data sets, batched and put together again. What runs and notebooks call."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,8 +22,9 @@ from smda_jax.jacobian.forward import forward as forward_block
 from smda_jax.jacobian.programs import TooLargeError
 from smda_jax.jacobian.query import Query
 from smda_jax.jacobian.readout import Reading
-from smda_jax.jacobian.reverse import reverse_h, reverse_y
-from smda_jax.model.llama import Params
+from smda_jax.jacobian.reverse import Matrices, Reads, Start, matrices, pull_block, pull_embedding, start_h, start_y
+from smda_jax.model.llama import Params, up_to
+from smda_jax.model.mesh import fetch, is_spread, rows_of
 from smda_jax.model.precision import jit, numerics
 from smda_jax.sae.encoder import activation, gate, pre_activation
 
@@ -81,15 +83,21 @@ def factors_of(
     filled = [*tokens, *[tokens[-1]] * (rows - len(tokens))]
     positions = max(positions, pair_batch(filled, scope, width, rows).at.shape[1])
     parts = -(-rows // at_a_time)
-    size = -(-rows // parts)
+    size = rows_of(-(-rows // parts))
+    filled += [tokens[-1]] * (parts * size - rows)
     with numerics(model.dtype):
         eta = jnp.asarray(update.learning_rate)
         done = []
-        for start in range(0, rows, size):
+        out = (Factors(1, 1, 0, 0, 0, 0, 0, -1, model.config), 0)  # type: ignore[arg-type]
+        for start in range(0, parts * size, size):
             batch = pair_batch(filled[start : start + size], scope, width, size, positions)
             args = (model.params, batch, eta, update.scaling)
-            done.append(programs.run(_factors, model.config, *args, limit=limit, normalised=update.normalised))
-        if parts == 1:
+            done.append(
+                programs.run(
+                    _factors, model.config, *args, limit=limit, axes=(-1, 0, -1, -1), out=out, normalised=update.normalised
+                )
+            )
+        if parts == 1 and size == rows:
             return done[0]
         steps = jax.tree.map(
             lambda axis, *leaves: leaves[0] if axis is None else jnp.concatenate(leaves, axis)[_first(rows, axis)],
@@ -174,14 +182,16 @@ def _push(
     limit = programs.memory_limit()
 
     def one(part: LengthBlock) -> None:
-        rows, width, size = part
+        rows, width, size = part.rows, part.width, rows_of(part.size)
         own = chosen[rows]
         batch = prompt_batch([e.tokens[i] for i in own], e.targets, shared + width, shared, size)
         static = {"targets": e.targets, "site": e.site}
-        out = programs.run(engine, e.model.config, e.model.params, steps, batch, limit=limit, **static)
+        axes = {"axes": (-1, -1, 0), "out": Reading(1, 1, 2)}  # type: ignore[arg-type]
+        out = programs.run(engine, e.model.config, e.model.params, steps, batch, limit=limit, **axes, **static)
+        out = jax.tree.map(fetch, out) if is_spread() else out
         # Padded like the batch: another shape would be another compilation.
         with numerics(dtype):
-            z, x = encode(e.encoder, jnp.asarray(e.h[np.pad(own, (0, size - len(own)), "edge")]), out.h)
+            z, x = encode(e.encoder, jnp.asarray(e.h[np.pad(own, (0, size - len(own)), "edge")]), jnp.asarray(out.h))
         dz[:, rows], dx[:, rows] = np.asarray(z)[:, : len(rows)], np.asarray(x)[:, : len(rows)]
         dy[:, rows] = np.asarray(out.y, dtype)[:, : len(rows)]
         if dh is not None:
@@ -235,48 +245,102 @@ def reverse(
     e = evaluation
     chosen = np.arange(len(e.tokens)) if prompts is None else prompts
     wanted = np.ones_like(e.active[chosen]) if inactive else e.active[chosen]
-    pairs, dtype, limit = steps.pairs, e.h.dtype, programs.memory_limit()
-    dz = np.full((pairs, *wanted.shape), np.nan, dtype)
-    dy = np.zeros((pairs, len(chosen)), dtype)
-    depth = (e.site.layer + 1) / e.model.config.layers
-    work = len(chosen) + depth * wanted.sum()
-    tail = max(map(len, e.targets.rows))
-
-    def pull_y(part: LengthBlock) -> None:
-        rows, width, size = part
-        batch = prompt_batch([e.tokens[i] for i in chosen[rows]], e.targets, width, 0, size)
-        args = (e.model.params, steps, batch, _seen(np.asarray(batch.tokens)))
-        out = programs.run(reverse_y, e.model.config, *args, limit=limit, targets=e.targets)
-        dy[:, rows] = np.asarray(out, dtype)[:, : len(rows)]
-        progress(len(rows) / work)
-
-    row, feature, real = readout_slots(wanted, pairs, max(len(e.tokens[i].ids) for i in chosen))
-    ends = np.array([e.tokens[i].eot + 1 for i in chosen])
-
-    def pull_h(part: LengthBlock) -> None:
-        slots, width, size = part
-        filled = np.pad(slots, (0, size - len(slots)), "edge")
-        own = chosen[row[filled]]
-        tokens = np.zeros((size, width), np.int32)
-        for i, n in enumerate(own):
-            ids = e.tokens[n].ids[:width]
-            tokens[i, : len(ids)] = ids
-        eot = np.array([e.tokens[n].eot for n in own], np.int32)
-        with numerics(dtype):
-            direction = _directions(e.encoder, jnp.asarray(e.h[own]), jnp.asarray(feature[filled]))
-        args = (e.model.params, steps, tokens, _seen(tokens), eot, direction.astype(e.model.dtype))
-        out = programs.run(reverse_h, e.model.config, *args, limit=limit, site=e.site)
-        values = np.asarray(out, dtype)[:, : len(slots)]
-        at, k, use = row[slots], feature[slots], real[slots]
-        dz[:, np.repeat(at, k.shape[1])[use.ravel()], k[use]] = values[:, use]
-        progress(depth * use.sum() / work)
-
+    dz = np.full((steps.pairs, *wanted.shape), np.nan, e.h.dtype)
+    dy = np.zeros((steps.pairs, len(chosen)), e.h.dtype)
     with numerics(e.model.dtype):
-        for_each([len(e.tokens[i].ids) + tail for i in chosen], block, e.slack, pull_y)
-        if len(row):
-            most = max(1, block // feature.shape[1])
-            for_each(ends[row].tolist(), most, e.slack, pull_h)
+        # What is kept of a prompt between the layers: streams, and its readouts' gradients.
+        width = max(len(e.tokens[i].ids) for i in chosen.tolist())
+        kept = (e.model.config.layers + 2 * wanted.sum(axis=1).mean()) * width * e.h.shape[1] * steps.embed.dtype.itemsize
+        at_a_time = max(1, int(0.2 * programs.memory_limit() / kept))
+        for part in np.array_split(np.arange(len(chosen)), -(-len(chosen) // at_a_time)):
+            _reverse(e, steps, chosen, part, wanted, block, dz, dy)
+            progress(len(part) / len(chosen))
     return Delta(dz, np.where(e.active[chosen][None], dz, np.zeros_like(dz)), dy)
+
+
+@dataclass
+class _Pull:
+    """A batch of readouts on its way down, and where its results belong."""
+
+    tokens: np.ndarray
+    start: Start
+    put: Callable[[np.ndarray], None]
+    reads: Reads | None = None
+
+
+def _reverse(
+    e: Evaluation,
+    steps: Factors,
+    chosen: np.ndarray,
+    part: np.ndarray,
+    wanted: np.ndarray,
+    block: int,
+    dz: np.ndarray,
+    dy: np.ndarray,
+) -> None:
+    """Fills in the prompts `chosen[part]`: their readouts go down the layers together, whose steps are formed once."""
+    config, params, limit = e.model.config, e.model.params, programs.memory_limit()
+    histories, width = len(e.targets.rows), max(map(len, e.targets.rows))
+    pulls: list[_Pull] = []
+
+    def add_y(some: LengthBlock) -> None:
+        rows, size = part[some.rows], rows_of(some.size)
+        batch = prompt_batch([e.tokens[i] for i in chosen[rows].tolist()], e.targets, some.width, 0, size)
+        axes = {"axes": (-1, -1, 0), "out": Start(1, 1, 1)}  # type: ignore[arg-type]
+        start = programs.run(start_y, config, params, steps, batch, limit=limit, targets=e.targets, **axes)
+
+        def put(total: np.ndarray) -> None:
+            dy[:, rows] = total[:, :, 0].reshape(steps.pairs, -1, histories).sum(axis=2)[:, : len(rows)]
+
+        pulls.append(_Pull(np.asarray(batch.tokens), start, put))
+
+    row, feature, real = readout_slots(wanted[part], steps.pairs, max(len(e.tokens[i].ids) for i in chosen[part].tolist()))
+    ends = np.array([e.tokens[i].eot + 1 for i in chosen[part].tolist()])
+    below = up_to(params, e.site.layer)
+
+    def add_h(some: LengthBlock) -> None:
+        slots, size = some.rows, rows_of(some.size)
+        filled = np.pad(slots, (0, size - len(slots)), "edge")
+        own = chosen[part[row[filled]]]
+        tokens = np.zeros((size, some.width), np.int32)
+        for i, n in enumerate(own.tolist()):
+            ids = e.tokens[n].ids[: some.width]
+            tokens[i, : len(ids)] = ids
+        eot = np.array([e.tokens[n].eot for n in own.tolist()], np.int32)
+        with numerics(e.h.dtype):
+            direction = _directions(e.encoder, jnp.asarray(e.h[own]), jnp.asarray(feature[filled]))
+        axes = {"axes": (-1, 0), "out": Start(1, 1, 1)}  # type: ignore[arg-type]
+        static = {"pairs": steps.pairs, "readouts": feature.shape[1]}
+        start = programs.run(start_h, config, below, tokens, limit=limit, **axes, **static)
+        at, k, use = part[row[slots]], feature[slots], real[slots]
+
+        def put(total: np.ndarray) -> None:
+            dz[:, np.repeat(at, k.shape[1])[use.ravel()], k[use]] = total[:, : len(slots)][:, use]
+
+        pulls.append(_Pull(tokens, start, put, Reads(eot, direction.astype(e.model.dtype))))
+
+    for_each([len(e.tokens[i].ids) + width for i in chosen[part].tolist()], block, e.slack, add_y)
+    if len(row):
+        for_each(ends[row].tolist(), max(1, block // feature.shape[1]), e.slack, add_h)
+    scaling = None if steps.scaling is None else steps.scaling.blocks
+    for layer in reversed(range(config.layers)):
+        own = jax.tree.map(lambda leaf, layer=layer: leaf[layer], (params.blocks, steps.stream, steps.delta, scaling))
+        even = steps.pairs % rows_of(1) == 0  # each device forms its own pairs' steps, where they can be shared out
+        out = Matrices(2, 1, 1) if even else Matrices(-1, -1, -1)  # type: ignore[arg-type]
+        axes = {"axes": (-1, 0, 0, -1) if even else (-1, -1, -1, -1), "out": out}
+        formed = programs.run(matrices, config, *own, limit=limit, **axes)
+        for pull in pulls:
+            if layer >= pull.start.stream.shape[0]:
+                continue
+            reads = pull.reads if layer == e.site.layer else None
+            args = (own[0], pull.start.stream[layer], pull.start.g, pull.start.total, formed, reads)
+            axes = {"axes": (-1, 0, 1, 1, -1, Reads(0, 1) if reads else -1), "out": (1, 1)}  # type: ignore[arg-type]
+            g, total = programs.run(pull_block, config, *args, limit=limit, stream=e.site.stream, **axes)
+            pull.start = Start(pull.start.stream[:layer], g, total)
+    for pull in pulls:
+        args = (steps, pull.tokens, _seen(pull.tokens), pull.start.g, pull.start.total)
+        axes = {"axes": (-1, 0, -1, 1, 1), "out": 1}
+        pull.put(fetch(programs.run(pull_embedding, config, *args, limit=limit, **axes)).astype(e.h.dtype))
 
 
 def _seen(tokens: Int[np.ndarray, "row token"]) -> Int[np.ndarray, " kind"]:
@@ -341,10 +405,11 @@ def pull_policy(
         return np.pad(weight[:, rows], padding).astype(e.h.dtype)
 
     def one(part: LengthBlock) -> None:
-        rows, width, size = chosen[part.rows], part.width, part.size
+        rows, width, size = chosen[part.rows], part.width, rows_of(part.size)
         batch = prompt_batch([e.tokens[i] for i in rows], e.targets, shared + width, shared, size)
         args = (e.model.params, batch, e.encoder, own(weight_z, rows, size), own(weight_y, rows, size))
-        out = programs.run(query.query, e.model.config, *args, limit=limit, targets=e.targets, site=e.site)
+        axes = {"axes": (-1, 0, -1, 1, 1), "out": programs.SUM}
+        out = programs.run(query.query, e.model.config, *args, limit=limit, targets=e.targets, site=e.site, **axes)
         total[:] = [query.add(total[0], out) if total else out]
         progress(len(rows) / len(chosen))
 
@@ -367,11 +432,13 @@ def answer(
     """Change of every functional under every pair's step, and the pairs' losses and gradient norms."""
     width = max(width, padded_length(max(len(t.ids) for t in tokens)))
     with numerics(model.dtype):
-        batch = pair_batch(tokens, scope, width, max(rows, len(tokens)), positions)
+        batch = pair_batch(tokens, scope, width, rows_of(max(rows, len(tokens))), positions)
         args = (model.params, batch, queries, jnp.asarray(update.learning_rate))
         limit, normalised = programs.memory_limit(), update.normalised
-        out, statistics = programs.run(query.answer, model.config, *args, limit=limit, normalised=normalised)
-    return [np.asarray(v)[:, : len(tokens)] for v in out], PairStatistics(*(v[: len(tokens)] for v in statistics))
+        axes = {"axes": (-1, 0, -1, -1), "out": (1, 0)}
+        out, statistics = programs.run(query.answer, model.config, *args, limit=limit, normalised=normalised, **axes)
+    n = len(tokens)
+    return [fetch(v)[:, :n] for v in out], PairStatistics(*(jnp.asarray(fetch(v)[:n]) for v in statistics))
 
 
 _factors = jit(factor_block, static_argnames=("config", "normalised"))
@@ -409,10 +476,12 @@ def adam_scaling(
     total: Params | None = None
     with numerics(model.dtype):
         for rows, width, size in blocks_by_length([len(t.ids) for t in tokens], block):
+            size = rows_of(size)
             batch = pair_batch([tokens[i] for i in rows], scope, width, size)
             weight = (np.arange(size) < len(rows)) / len(tokens)
             args = (model.params, batch, jnp.asarray(weight))
-            part = programs.run(_squares, model.config, *args, limit=programs.memory_limit())
+            axes = {"axes": (-1, 0, 0), "out": programs.SUM}
+            part = programs.run(_squares, model.config, *args, limit=programs.memory_limit(), **axes)
             total = part if total is None else jax.tree.map(jnp.add, total, part)
         assert total is not None
         return scaling_of(total, eps, model.dtype)

@@ -1,4 +1,4 @@
-"""Compiled programs, and whether they fit into memory."""
+"""Compiled programs: spread over the devices there are, and asked whether they fit into memory before they run."""
 
 import os
 import time
@@ -7,7 +7,11 @@ from typing import Any
 
 import jax
 
+from smda_jax.model import mesh
 from smda_jax.model.config import ModelConfig
+from smda_jax.model.precision import jit
+
+SUM = "sum"  # of an output: the parts of all devices added up
 
 
 class TooLargeError(Exception):
@@ -36,21 +40,36 @@ compiling = Stopwatch()
 _compiled: dict[Any, Any] = {}
 
 
-def run(program: Any, config: ModelConfig, *args: Any, limit: int, **static: Any) -> Any:
+def run(program: Any, config: ModelConfig, *args: Any, limit: int, axes: tuple[Any, ...], out: Any, **static: Any) -> Any:
     """Calls `program(config, *args, **static)`, jitted, once the compiled program's own memory analysis says that it fits.
 
+    Args:
+        program: a jitted function whose rows (prompts, or pairs) do not interact.
+        config: of the model.
+        args: arrays.
+        limit: bytes of one device.
+        axes: of every argument (or part of one) the axis that rows lie along; -1 where it has none.
+        out: the same of the result; `SUM` where it is a sum over rows.
+        static: static arguments by name.
+
     Raises:
-        TooLargeError: it does not, or running it exhausted the memory.
+        TooLargeError: it does not fit, or running it exhausted the memory.
     """
+    spread = mesh.is_spread()
+    if spread:
+        args = tuple(mesh.place(arg, axis) for arg, axis in zip(args, axes, strict=True))
     leaves, structure = jax.tree.flatten(args)
-    shapes = tuple((x.shape, x.dtype, getattr(x, "sharding", None)) for x in leaves)
+    shapes = tuple((x.shape, x.dtype, getattr(x, "sharding", None) if spread else None) for x in leaves)
     # A program also depends on the precision it was traced under.
     context = tuple(getattr(jax.config, name) for name in ("jax_enable_x64", "jax_default_matmul_precision"))
     key = (program, config, structure, shapes, tuple(static.items()), context)
     try:
         if key not in _compiled:
             start = time.perf_counter()
-            compiled = program.lower(config, *args, **static).compile()
+            if spread:
+                compiled = jit(_spread(program, config, axes, out, static)).lower(*args).compile()
+            else:
+                compiled = program.lower(config, *args, **static).compile()
             analysis = compiled.memory_analysis()
             needs = 0 if analysis is None else analysis.temp_size_in_bytes + analysis.output_size_in_bytes
             _compiled[key] = (compiled, needs)
@@ -63,3 +82,16 @@ def run(program: Any, config: ModelConfig, *args: Any, limit: int, **static: Any
         if "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower():
             raise TooLargeError(str(error).splitlines()[0]) from error
         raise
+
+
+def _spread(program: Any, config: ModelConfig, axes: tuple[Any, ...], out: Any, static: dict[str, Any]) -> Any:
+    """The program on each device's own rows; how parameters are split is left to the compiler."""
+
+    def own(*args: Any) -> Any:
+        result = program.__wrapped__(config, *args, **static)
+        return jax.lax.psum(result, mesh.ROWS) if out == SUM else result
+
+    specs = jax.tree.map(mesh.spec, -1 if out == SUM else out)
+    return jax.shard_map(
+        own, mesh=mesh.mesh(), in_specs=jax.tree.map(mesh.spec, axes), out_specs=specs, axis_names={mesh.ROWS}, check_vma=False
+    )

@@ -1,11 +1,11 @@
-"""Engine `reverse`: every readout pulled back to the taps of the model, and contracted there with every pair's step.
+"""Engine `reverse`: every readout pulled back through the model a block at a time, and contracted there with every pair's step.
 
-Both sides go through the model a layer at a time: the readouts' gradients come down from above, the pairs' factors are got
-back from what `Factors` keeps, the two are contracted, and neither outlives its layer.
+The programs of one block. Who calls them goes from the last block to the first; the pairs' steps of a block are formed once
+and serve every batch of prompts, and neither they nor the readouts' gradients outlive the block.
 """
 
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +14,15 @@ from jaxtyping import Array, Float, Int
 
 from smda_jax.data.batches import PromptBatch
 from smda_jax.data.targets import Targets
-from smda_jax.jacobian.factors import Factors
-from smda_jax.jacobian.injection import LinearStep, MergedStep, ScaleStep, inject
-from smda_jax.jacobian.readout import Site, log_probability
-from smda_jax.kernels.contraction import injected, materialised, materialising_is_cheaper
+from smda_jax.jacobian.factors import Factors, block_steps
+from smda_jax.jacobian.injection import ScaleStep, inject
+from smda_jax.jacobian.readout import log_probability
+from smda_jax.kernels.contraction import contract
 from smda_jax.model.config import ModelConfig
 from smda_jax.model.llama import (
     LINEAR,
     SCALE,
+    Block,
     Params,
     TapSource,
     at_token,
@@ -32,26 +33,49 @@ from smda_jax.model.llama import (
     head_zeros,
     run_blocks,
     unembed,
-    up_to,
 )
 from smda_jax.model.precision import jit
 
 _SOURCE = LINEAR | SCALE
 
 
-@partial(jit, static_argnames=("config", "targets"))
-def reverse_y(
-    config: ModelConfig,
-    params: Params,
-    steps: Factors,
-    batch: PromptBatch,
-    seen: Int[Array | np.ndarray, " kind"],
-    targets: Targets,
-) -> Float[Array, "pair prompt"]:
-    """First-order change of Y of every prompt under every pair's step: one pull-back per prompt.
+class Matrices(NamedTuple):
+    """Steps of all pairs in one block, pairs last: weights as matrices, biases, norm scales."""
 
-    `seen` holds every token id of the batch, ascending; it may hold others.
-    """
+    w: dict[str, Float[Array, "in out pair"]]
+    b: dict[str, Float[Array, "out pair"]]
+    scale: dict[str, Float[Array, "hidden pair"]]
+
+
+@partial(jit, static_argnames="config")
+def matrices(
+    config: ModelConfig,
+    p: Block,
+    stream: Float[Array, "pair token hidden"],
+    delta: Float[Array, "pair token hidden"],
+    scaling: Block | None,
+) -> Matrices:
+    """The pairs' steps in the block `p`, from what `Factors` keeps of it."""
+    steps = jax.vmap(partial(block_steps, config, p, scaling=scaling))(stream, delta)
+    merged = {name: jax.vmap(lambda one: one.merged())(steps[name]) for name in LINEAR}
+    return Matrices(
+        {name: jnp.moveaxis(step.w, 0, 2) for name, step in merged.items()},
+        {name: step.b.T for name, step in merged.items() if step.b is not None},
+        {name: steps[name].g.T for name in SCALE},
+    )
+
+
+class Start(NamedTuple):
+    """Where a pull-back starts: streams that enter the blocks, gradient at the last block's output, and what the head adds."""
+
+    stream: Float[Array, "layer prompt token hidden"]
+    g: Float[Array, "readout prompt token hidden"]
+    total: Float[Array, "pair prompt readout"]
+
+
+@partial(jit, static_argnames=("config", "targets"))
+def start_y(config: ModelConfig, params: Params, steps: Factors, batch: PromptBatch, targets: Targets) -> Start:
+    """Runs prompts, and pulls Y back through the head: one readout per row (prompt and target history)."""
     tokens, answer = jnp.asarray(batch.tokens), jnp.asarray(batch.answer)
     taps = steps.steps()
     hidden = run_blocks(config, params, embed(params, tokens), keep=("resid_pre",))
@@ -64,88 +88,82 @@ def reverse_y(
     y, pull, inputs = jax.vjp(behaviour, at_tokens(hidden.x, answer), zeros, has_aux=True)
     # Prompts do not interact: the gradient of their sum is each one's own.
     at_answer, g = pull(jnp.ones_like(y))
-    total = contract(taps.tree["final_norm"], inputs["final_unit"], g["final_norm"][None])
-    total = total + contract(taps.tree["unembed"], inputs["final_in"], g["unembed"][None])
+
+    def through(name: str, x: Array) -> Array:
+        step = taps.tree[name]
+        if isinstance(step, ScaleStep):
+            return jnp.einsum("ph,bh->pb", step.g, jnp.sum(x * g[name], axis=1))
+        each = (x, g[name])
+        return jax.lax.map(lambda one: jnp.einsum("pto,to->p", inject(step, one[0][None])[:, 0], one[1]), each).T
+
+    total = through("final_norm", inputs["final_unit"]) + through("unembed", inputs["final_in"])
     _, spread = jax.vjp(lambda x: at_tokens(x, answer), hidden.x)
-    total = total + _sweep(config, params, steps, tokens, seen, hidden.kept["resid_pre"], spread(at_answer)[0][None])
-    return total[:, :, 0].reshape(steps.pairs, -1, len(targets.rows)).sum(axis=-1)
+    return Start(hidden.kept["resid_pre"], spread(at_answer)[0][None], total[:, :, None])
 
 
-@partial(jit, static_argnames=("config", "site"))
-def reverse_h(
+@partial(jit, static_argnames=("config", "pairs", "readouts"))
+def start_h(config: ModelConfig, params: Params, tokens: Int[Array, "prompt token"], pairs: int, readouts: int) -> Start:
+    """Runs prompts through the blocks of `params`; readouts of a stream within the last of them start there."""
+    x = embed(params, jnp.asarray(tokens))
+    kept = run_blocks(config, params, x, keep=("resid_pre",)).kept["resid_pre"]
+    g = jnp.zeros((readouts, *x.shape), x.dtype)
+    return Start(kept, g, jnp.zeros((pairs, x.shape[0], readouts), x.dtype))
+
+
+class Reads(NamedTuple):
+    """Readouts of a stream: at which token, in which direction."""
+
+    at: Int[Array | np.ndarray, " prompt"]
+    direction: Float[Array, "readout prompt hidden"]
+
+
+@partial(jit, static_argnames=("config", "stream"))
+def pull_block(
     config: ModelConfig,
-    params: Params,
+    p: Block,
+    x: Float[Array, "prompt token hidden"],
+    g: Float[Array, "readout prompt token hidden"],
+    total: Float[Array, "pair prompt readout"],
+    steps: Matrices,
+    reads: Reads | None,
+    stream: str = "resid_post",
+) -> tuple[Float[Array, "readout prompt token hidden"], Float[Array, "pair prompt readout"]]:
+    """Gradient of readouts before the block, from that after it; and `total` with what the block's steps change of them.
+
+    `reads` adds readouts of `stream` within this block.
+    """
+
+    def run(x: Array, zeros: dict[str, Array]) -> tuple[tuple[Array, Array | None], dict[str, Array]]:
+        streams, _, inputs = block(config, p, x, zeros)
+        at = None if reads is None else at_token(streams[stream], jnp.asarray(reads.at))
+        return (streams["resid_post"], at), inputs
+
+    _, pull, inputs = jax.vjp(run, x, block_zeros(config, *x.shape[:2], dtype=x.dtype), has_aux=True)
+    g, deltas = jax.vmap(pull)((g, None if reads is None else reads.direction))
+    for name, w in steps.w.items():
+        total = total + contract(inputs[_SOURCE[name]], deltas[name], w)
+    for name, b in steps.b.items():
+        total = total + jnp.einsum("op,rbo->pbr", b, deltas[name].sum(axis=2))
+    for name, scale in steps.scale.items():
+        total = total + jnp.einsum("hp,rbh->pbr", scale, jnp.sum(inputs[_SOURCE[name]][None] * deltas[name], axis=2))
+    return g, total
+
+
+@partial(jit, static_argnames="config")
+def pull_embedding(
+    config: ModelConfig,
     steps: Factors,
     tokens: Int[Array | np.ndarray, "prompt token"],
     seen: Int[Array | np.ndarray, " kind"],
-    eot: Int[Array | np.ndarray, " prompt"],
-    direction: Float[Array, "readout prompt hidden"],
-    site: Site,
-) -> Float[Array, "pair prompt readout"]:
-    """First-order change of `direction · h` of every prompt under every pair's step: one pull-back per readout and prompt.
-
-    Only the blocks up to the site's layer are run, and no token beyond the end of turn is needed.
-    """
-    tokens, eot = jnp.asarray(tokens), jnp.asarray(eot)
-    below = up_to(params, site.layer)
-    kept = run_blocks(config, below, embed(params, tokens), keep=("resid_pre",)).kept["resid_pre"]
-    nothing = jnp.zeros((direction.shape[0], *kept.shape[1:]), kept.dtype)
-    return _sweep(config, below, steps, tokens, seen, kept, nothing, (site, eot, direction))
-
-
-def _sweep(
-    config: ModelConfig,
-    params: Params,
-    steps: Factors,
-    tokens: Int[Array, "prompt token"],
-    seen: Int[Array | np.ndarray, " kind"],
-    stream: Float[Array, "layer prompt token hidden"],
     g: Float[Array, "readout prompt token hidden"],
-    read: tuple[Site, Array, Array] | None = None,
+    total: Float[Array, "pair prompt readout"],
 ) -> Float[Array, "pair prompt readout"]:
-    """Contracts readouts with steps, from the last block of `params` down to the embedding.
+    """`total` with what the embedding's step changes. `seen` holds every token id of the batch, ascending; it may hold others.
 
-    `g` is the readouts' gradient at the last block's output; `read` = (site, token, gradient there) that of readouts of a
-    stream within the last block.
+    A token's row moves the same way wherever it stands.
     """
-    taps, last = steps.steps(), stream.shape[0] - 1
-    below = jax.tree.map(lambda leaf: leaf[: last + 1], taps.tree["blocks"])
-
-    def body(carry: tuple[Array, Array], xs: Any) -> tuple[tuple[Array, Array], None]:
-        g, total = carry
-        index, p, x, tap = xs
-
-        def run(x: Array, zeros: dict[str, Array]) -> tuple[tuple[Array, Array | None], dict[str, Array]]:
-            streams, _, inputs = block(config, p, x, zeros)
-            at = None if read is None else at_token(streams[read[0].stream], read[1])
-            return (streams["resid_post"], at), inputs
-
-        zeros = block_zeros(config, *x.shape[:2], dtype=x.dtype)
-        _, pull, inputs = jax.vjp(run, x, zeros, has_aux=True)
-        at = None if read is None else jnp.where(index == last, read[2], jnp.zeros_like(read[2]))
-        g, deltas = jax.vmap(pull)((g, at))
-        for name, step in jax.vmap(taps.layer, Factors.block_axes)(p, tap).items():
-            total = total + contract(step, inputs[_SOURCE[name]], deltas[name])
-        return (g, total), None
-
-    start = (g, jnp.zeros((steps.pairs, g.shape[1], g.shape[0]), g.dtype))
-    (g, total), _ = jax.lax.scan(body, start, (jnp.arange(last + 1), params.blocks, stream, below), reverse=True)
-    # A token's row of the embedding moves the same way wherever it stands.
-    rows = inject(taps.tree["embed"], jnp.asarray(seen)[None])[:, 0]
-    index = jnp.searchsorted(jnp.asarray(seen), tokens)
-    return total + injected(index, g, lambda x: rows[:, x], max(1, tokens.shape[0] // steps.pairs))
-
-
-def contract(step: Any, x: Array, g: Float[Array, "readout prompt token out"]) -> Float[Array, "pair prompt readout"]:
-    """Change of readouts through one operation: `Σ_t step[i](x[n])[t] · g[r,n,t]`, by whichever way takes less work."""
-    pairs = jax.tree.leaves(step)[0].shape[0]
-    readouts, prompts, tokens, out = g.shape
-    if isinstance(step, ScaleStep):
-        return jnp.einsum("ph,rbh->pbr", step.g, jnp.sum(x[None] * g, axis=2))
-    if isinstance(step, LinearStep | MergedStep):
-        count = step.a.shape[1] if isinstance(step, LinearStep) else 0
-        if materialising_is_cheaper(pairs, tokens, prompts, readouts, count, (x.shape[-1], out)):
-            whole = jax.vmap(lambda one: one.merged())(step)
-            total = materialised(x, g, whole.w)
-            return total if whole.b is None else total + jnp.einsum("po,rbo->pbr", whole.b, g.sum(axis=2))
-    return injected(x, g, partial(inject, step), max(1, prompts // pairs))
+    rows = inject(steps.steps().tree["embed"], jnp.asarray(seen)[None])[:, 0]
+    index = jnp.searchsorted(jnp.asarray(seen), jnp.asarray(tokens))
+    each = (index, jnp.swapaxes(g, 0, 1))
+    out = jax.lax.map(lambda one: jnp.einsum("pth,rth->pr", rows[:, one[0]], one[1]), each)
+    return total + jnp.swapaxes(out, 0, 1)

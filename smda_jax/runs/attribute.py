@@ -14,7 +14,6 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from smda_jax.data.batches import scored_positions, shared_length
 from smda_jax.data.features import parse
 from smda_jax.errors import InputError
 from smda_jax.jacobian import evaluation as reading
@@ -23,10 +22,12 @@ from smda_jax.jacobian.evaluation import Evaluation
 from smda_jax.jacobian.passes import Update
 from smda_jax.jacobian.programs import memory_limit
 from smda_jax.jacobian.readout import Reading
+from smda_jax.model import mesh
 from smda_jax.model.precision import numerics
 from smda_jax.runs.blocks import Blocks
 from smda_jax.runs.config import Attribute
 from smda_jax.runs.inputs import Inputs, load_inputs, warn
+from smda_jax.runs.planning import duration, workload
 from smda_jax.runs.policies import Policy, fit_policies
 from smda_jax.runs.questions import Questions
 from smda_jax.runs.results import check_first_order, results
@@ -61,7 +62,17 @@ def attribute(config: Attribute, console: Console | None = None) -> Summary:
     Raises:
         InputError: something of the configuration cannot be used; nothing has been written then.
     """
+    config.check()
+    if config.distributed:
+        mesh.connect()
+    mesh.shard_parameters(config.shard_params)
     console = console or Console()
+    console.quiet = console.quiet or not mesh.writes()
+    with mesh.together():
+        return _attribute(config, console)
+
+
+def _attribute(config: Attribute, console: Console) -> Summary:
     stage = Stages(console)
     with stage("read inputs"):
         inputs = load_inputs(config, console)
@@ -102,9 +113,9 @@ def _record(config: Attribute, inputs: Inputs) -> tuple[str, dict[str, Any]]:
         "pairs": len(inputs.pairs),
         "pairs_truncated": sum(t.truncated for t in inputs.pair_tokens),
     }
-    # Where files lie does not change a number, their contents do (of a file of features, the ids in it); labels and the check
-    # change nothing that is stored.
-    places = {"out", "cache", "model", "sae", "eval", "pairs", "feature_labels", "check_pairs"}
+    # Where files lie and on which devices a run runs does not change a number, the files' contents do (of a file of features,
+    # the ids in it); labels and the check change nothing that is stored.
+    places = {"out", "cache", "model", "sae", "eval", "pairs", "feature_labels", "check_pairs", "distributed", "shard_params"}
     essence = {k: v for k, v in config.resolved().items() if k not in places} | {"features": parse(config.features)}
     text = json.dumps([1, version("smda-jax"), essence, inputs.hashes], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest(), record
@@ -167,7 +178,7 @@ def _plan(c: Attribute, inputs: Inputs, e: Evaluation, policies: dict[str, Polic
         seconds = made.prices[made.engine].total / (plan.SHARE * plan.measured_rate(c.dtype))
     others = ", ".join(f"{name} {price.total:.1e}" for name, price in made.prices.items() if name != made.engine)
     console.print(
-        f"engine {made.engine}: {made.prices[made.engine].total:.1e} operations ({others}), about {_duration(seconds)} here",
+        f"engine {made.engine}: {made.prices[made.engine].total:.1e} operations ({others}), about {duration(seconds)} here",
         soft_wrap=True,
     )
     gate = e.active if c.gate == "on" else np.ones_like(e.active)
@@ -179,24 +190,3 @@ def _plan(c: Attribute, inputs: Inputs, e: Evaluation, policies: dict[str, Polic
         scaling = passes.adam_scaling(inputs.model, inputs.pair_tokens, c.loss_scope)
     update = Update(c.learning_rate, c.update == "normalised", scaling)
     return Blocks(c, inputs, e, run, made, update, questions, seconds)
-
-
-def workload(c: Attribute, inputs: Inputs, features: int, active: float, policies: int) -> plan.Workload:
-    """The shapes of a run."""
-    prompts, pairs = inputs.prompt_tokens, inputs.pair_tokens
-    keep = c.kept()
-    return plan.Workload(
-        config=inputs.model.config, pairs=len(pairs), prompts=len(prompts),
-        prompt_tokens=float(np.mean([len(t.ids) for t in prompts])) + max(map(len, inputs.targets.rows)),
-        shared=shared_length(prompts), pair_tokens=float(np.mean([len(t.ids) for t in pairs])),
-        scored=float(np.mean([len(scored_positions(t, c.loss_scope)) for t in pairs])), features=features,
-        active=features if c.gate == "off" else active, layer=inputs.site.layer, positions=inputs.targets.positions,
-        policies=policies, keep=keep, itemsize={"bfloat16": 2, "float32": 4, "float64": 8}[c.dtype],
-    )  # fmt: skip
-
-
-def _duration(seconds: float) -> str:
-    for size, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {name}"
-    return f"{max(seconds, 1):.0f} s"

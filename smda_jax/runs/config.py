@@ -83,6 +83,11 @@ class Attribute:
     """Pairs per block; 0: as the planner finds best."""
     prompt_block: int = 0
     """Prompts per batch (engine reverse: readouts); 0: as the planner finds best."""
+    distributed: bool = False
+    """Join the other processes of this run (SLURM, Kubernetes, Open MPI, TPU pods, or JAX_COORDINATOR_ADDRESS,
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID); the run folder lies where all of them see it."""
+    shard_params: int = 1
+    """Spread the parameters over groups of so many devices, for models that do not fit on one."""
     cache: Path | None = None
     """Folder for a converted copy of the checkpoint, which later runs load faster."""
     allow_pickle: bool = False
@@ -98,6 +103,7 @@ class Attribute:
             "max_length": 2,
             "pair_block": 0,
             "prompt_block": 0,
+            "shard_params": 1,
             "check_pairs": 0,
             "alpha_folds": 0,
         }
@@ -148,6 +154,18 @@ class Attribute:
             raise InputError(
                 "--target-ids", f"{' '.join(self.target_ids)!r} is not token ids", "e.g. 40,649,956 40,649,1431"
             ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Attribute):
+    """Say what every engine would cost for an `attribute` of these options, and which one it would take. Runs nothing."""
+
+    out: Path = Path()
+    """Not used."""
+    assume_features: int = 75
+    """Features that the rule contrast:T is taken to choose."""
+    assume_active: float = 1 / 3
+    """Share of the features that is taken to be active on a prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,8 +44,8 @@ def warn(console: Console, text: str) -> None:
     console.print(f"[bold yellow]warning:[/] {escape(text)}", soft_wrap=True)
 
 
-def load_inputs(config: Attribute, console: Console) -> Inputs:
-    """Reads and checks every input; cheap checks come before the weights.
+def load_inputs(config: Attribute, console: Console, *, weights: bool = True) -> Inputs:
+    """Reads and checks every input; cheap checks come before the weights, which may be left out (their shapes are not).
 
     Raises:
         InputError: one of them cannot be used, or they do not fit together.
@@ -70,7 +70,8 @@ def load_inputs(config: Attribute, console: Console) -> Inputs:
         warn(console, f"--layer {config.layer} overrides layer {sae.layer} of {config.sae}")
     if config.engine == "finite" and config.dtype != "float64":
         warn(console, "a true step is a small difference of two passes: use --dtype float64")
-    model = evaluation.load_model(config.model, config.dtype, chat_date=config.chat_date, cache=config.cache)
+    load = evaluation.load_model if weights else evaluation.load_shapes
+    model = load(config.model, config.dtype, chat_date=config.chat_date, cache=config.cache)
     targets = evaluation.targets_of(model, config.targets, target_ids)
     prompt_tokens = evaluation.tokenise_prompts(model, prompts, targets, config.max_length)
     pair_tokens = evaluation.tokenise_pairs(model, pairs, config.max_length)

@@ -15,10 +15,13 @@ import pyarrow.parquet as pq
 from orbax.checkpoint import v1 as ocp
 
 from smda_jax.errors import InputError
+from smda_jax.model import mesh
 
 
 class RunFolder:
     """Files of one run. Every file appears whole or not at all: it is written beside its place and renamed.
+
+    Of several processes the first one writes; the others come along.
 
     `run.json` is written first and holds the fingerprint of everything the numbers depend on; a folder is only continued
     under the same one.
@@ -46,6 +49,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         self.record |= more
         self._write_run({"fingerprint": self.fingerprint, "status": "running", **self.record})
+        mesh.wait("run folder")
 
     def recorded(self, name: str) -> Any:
         """What run.json of a run that is continued says of `name`; None if there is none."""
@@ -72,17 +76,23 @@ class RunFolder:
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes JSON, indented; an undefined figure (NaN) is null."""
+        if not mesh.writes():
+            return
         text = json.dumps(_without_nan(content), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
         with self._replacing(name) as part:
             part.write_text(text, encoding="utf-8")
 
     def write_table(self, name: str, columns: Mapping[str, Any]) -> None:
         """Writes a parquet table."""
+        if not mesh.writes():
+            return
         with self._replacing(name) as part:
             pq.write_table(pa.table(dict(columns)), part, compression="zstd")
 
     def write_tables(self, name: str, parts: Iterator[Mapping[str, Any]]) -> None:
         """Writes a parquet table part by part: the whole need not fit into memory."""
+        if not mesh.writes():
+            return
         with self._replacing(name) as place:
             first = pa.table(dict(next(parts)))
             with pq.ParquetWriter(place, first.schema, compression="zstd") as writer:
@@ -111,6 +121,7 @@ class RunFolder:
         with writing(place):
             place.parent.mkdir(exist_ok=True)
             ocp.save(str(place), {k: v for k, v in arrays.items() if v.size})  # it refuses an empty one
+            mesh.wait(name)
 
     def parts(self, name: str) -> list[str]:
         """Names of the complete parts of a block."""

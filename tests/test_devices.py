@@ -1,0 +1,90 @@
+"""Many devices and many processes, through the command, against one."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import IDS
+
+
+def command(files, out, *more: str) -> list[str]:
+    options = [f"--{name}={path}" for name, path in files.items()]
+    features = ",".join(map(str, IDS))
+    return [
+        sys.executable, "-m", "smda_jax", "attribute", *options, f"--features={features}", f"--out={out}", "--dtype=float64",
+        *more,
+    ]  # fmt: skip
+
+
+def environment(devices: int, **more: str) -> dict[str, str]:
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"} | more
+
+
+def influence(out) -> np.ndarray:
+    table = pq.read_table(out / "influence.parquet")
+    return np.stack([table[name].to_numpy() for name in ("delta_w_x", "delta_w_y")])
+
+
+@pytest.fixture(scope="module")
+def alone(files, tmp_path_factory):
+    out = tmp_path_factory.mktemp("alone") / "run"
+    subprocess.run(command(files, out, "--engine=forward"), check=True, capture_output=True, env=environment(1))
+    return influence(out)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--engine=reverse", "--shard-params=2"], ["--engine=query"], ["--engine=forward", "--shard-params=4"]],
+)
+def test_eight_devices_give_the_result_of_one(files, tmp_path, alone, options):
+    done = subprocess.run(command(files, tmp_path / "run", *options), capture_output=True, text=True, env=environment(8))
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(influence(tmp_path / "run"), alone, rtol=1e-8, atol=1e-13)
+
+
+def start_two(files, out, *options: str) -> list[subprocess.Popen]:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    own = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
+    return [
+        subprocess.Popen(
+            command(files, out, "--distributed", *options), env=environment(2, JAX_PROCESS_ID=str(i), **own), text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+
+
+def test_two_processes_give_the_result_of_one(files, tmp_path, alone):
+    both = start_two(files, tmp_path / "run", "--engine=reverse")
+    for process in both:
+        _, error = process.communicate(timeout=300)
+        assert process.returncode == 0, error
+    np.testing.assert_allclose(influence(tmp_path / "run"), alone, rtol=1e-8, atol=1e-13)
+
+
+def test_a_process_that_dies_ends_the_run_with_a_message_and_a_resumable_folder(files, tmp_path, alone):
+    out = tmp_path / "run"
+    first, second = start_two(files, out, "--engine=forward", "--pair-block=1")
+    while not list((out / "jacobian").glob("pairs-??????-????")):
+        assert first.poll() is None
+        assert second.poll() is None
+        time.sleep(0.01)
+    second.send_signal(signal.SIGKILL)
+    _, error = first.communicate(timeout=120)
+    assert first.returncode != 0
+    assert "another process of this run has ended" in error
+    assert "Traceback" not in error
+    again = command(files, out, "--engine=forward", "--pair-block=1")
+    done = subprocess.run(again, capture_output=True, text=True, env=environment(1))
+    assert done.returncode == 0, done.stderr
+    assert "continuing" in done.stdout
+    np.testing.assert_allclose(influence(out), alone, rtol=1e-8, atol=1e-13)
