@@ -144,10 +144,14 @@ def forward(
     *,
     prompts: Int[np.ndarray, " prompt"] | None = None,
     block: int = 64,
+    residual: bool = False,
     progress: Progress = silent,
 ) -> Delta:
-    """First-order change of X and Y under each pair's step (engine `forward`); of some prompts, if they are given."""
-    return _push(forward_block, _first_order, evaluation, steps, prompts, block, progress)
+    """First-order change of X and Y under each pair's step (engine `forward`); of some prompts, if they are given.
+
+    `residual` asks for the change of the residual stream too.
+    """
+    return _push(forward_block, _first_order, evaluation, steps, prompts, block, residual, progress)
 
 
 def finite(
@@ -156,10 +160,11 @@ def finite(
     *,
     prompts: Int[np.ndarray, " prompt"] | None = None,
     block: int = 64,
+    residual: bool = False,
     progress: Progress = silent,
 ) -> Delta:
     """True change of X and Y after each pair's step (engine `finite`): decompose it with `exact=True`."""
-    return _push(finite_block, _true_change, evaluation, steps, prompts, block, progress)
+    return _push(finite_block, _true_change, evaluation, steps, prompts, block, residual, progress)
 
 
 def _push(
@@ -169,13 +174,14 @@ def _push(
     steps: Factors,
     chosen: np.ndarray | None,
     block: int,
+    residual: bool,
     progress: Progress,
 ) -> Delta:
     chosen = np.arange(len(e.tokens)) if chosen is None else chosen
     pairs, dtype = steps.pairs, e.h.dtype
     dz, dx = (np.zeros((pairs, len(chosen), len(e.feature_ids)), dtype) for _ in range(2))
     dy = np.zeros((pairs, len(chosen)), dtype)
-    dh = np.zeros((pairs, len(e.site.layers), len(chosen), e.h.shape[1]), dtype) if e.site.also else None
+    dh = np.zeros((pairs, len(e.site.layers), len(chosen), e.h.shape[1]), dtype) if residual else None
     shared, tail = e.shared, max(map(len, e.targets.rows))
     # Buckets of what is not shared: the shared tokens are run once per batch.
     lengths = [len(e.tokens[i].ids) - shared + tail for i in chosen.tolist()]

@@ -62,12 +62,12 @@ class Workload:
 class Price:
     """What an engine costs: operations by part, and the blocks it would work in (pairs; prompts, or readouts for reverse)."""
 
-    flop: dict[str, float]
+    flop: dict[str, Any]
     pair_block: int
     block: int
 
     @property
-    def total(self) -> float:
+    def total(self) -> float | int:
         """Operations in all."""
         return sum(self.flop.values())
 
@@ -90,7 +90,7 @@ class Plan:
         }  # fmt: skip
 
 
-def unit(config: ModelConfig, tokens: float) -> float:
+def unit(config: ModelConfig, tokens: float | int) -> float | int:
     """Operations of one token's way through one block."""
     return 2.0 * sum(i * o for i, o in linear_sizes(config).values()) + 4.0 * tokens * config.heads * config.head_dim
 
@@ -111,22 +111,22 @@ def choose(w: Workload, limit: int, engine: str = "auto") -> Plan:
     return Plan(name, w.keep, offers[name].pair_block, offers[name].block, offers)
 
 
-def _pair_pass(w: Workload) -> float:
+def _pair_pass(w: Workload) -> float | int:
     """The pairs' own gradients: forward, backward and, for each weight, one more product."""
     c, s = w.config, w.pair_tokens
     return w.pairs * 3 * (s * c.layers * unit(c, s) + 2.0 * w.scored * c.vocab * c.hidden)
 
 
-def _recomputed(w: Workload, layers: int, batches: float, passes: int) -> float:
+def _recomputed(w: Workload, layers: int, batches: float | int, passes: int) -> float | int:
     return batches * w.pairs * w.pair_tokens * passes * layers * unit(w.config, w.pair_tokens)
 
 
-def _injection(w: Workload) -> float:
+def _injection(w: Workload) -> float | int:
     """Per token and block."""
     return 2 * sum(min(w.pair_tokens * (i + o), i * o) for i, o in linear_sizes(w.config).values())
 
 
-def _head(w: Workload, own: bool) -> float:
+def _head(w: Workload, own: bool) -> float | int:
     """Per pair and prompt: injection into the unembedding, and its own product with a tangent."""
     c = w.config
     return 2.0 * w.positions * (w.scored * (c.hidden + c.vocab) + own * c.hidden * c.vocab)
@@ -136,7 +136,7 @@ def _widths(c: ModelConfig) -> int:
     return sum(output_sizes(c).values())
 
 
-def _clamp(value: float, high: int) -> int:
+def _clamp(value: float | int, high: int) -> int:
     return int(max(1, min(value, high)))
 
 
@@ -158,7 +158,7 @@ def _finite(w: Workload, limit: int) -> Price:
     return Price({k: v for k, v in price.flop.items() if k != "prompts"}, price.pair_block, price.block)
 
 
-def _contraction(w: Workload, tokens: float, readouts: float, prompts: float, layers: int) -> float:
+def _contraction(w: Workload, tokens: float | int, readouts: float | int, prompts: float | int, layers: int) -> float | int:
     """Per pair and prompt."""
     total = 0.0
     for i, o in linear_sizes(w.config).values():
@@ -212,7 +212,7 @@ def functionals_at_a_time(w: Workload, limit: int) -> int:
     return _clamp(0.3 * limit / (3 * numbers * max(4, w.itemsize)), 2 * w.policies * w.features + 1)
 
 
-def measured_rate(dtype: Any) -> float:
+def measured_rate(dtype: Any) -> float | int:
     """Operations per second of a large matrix product on the default device."""
     size = 1024 if jax.default_backend() == "cpu" else 8192
     a = jnp.asarray(np.random.default_rng(0).normal(size=(size, size)), dtype)

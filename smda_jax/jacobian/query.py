@@ -77,7 +77,7 @@ def finish(total: Query, scaling: Params | None, dtype: Any) -> Query:
     """The sum under a diagonal preconditioner, in the precision of the passes."""
     g = total.gradient
     if scaling is not None:
-        held = jax.tree.map(lambda p, leaf: p[: leaf.shape[1], None], scaling.blocks, g.blocks)
+        held = jax.tree.map(lambda p, leaf: p[: leaf.shape[0], None], scaling.blocks, g.blocks)
         factor = jax.tree.map(lambda p: p[None], scaling).replace(blocks=held)
         g = jax.tree.map(lambda leaf, p: leaf * p.astype(leaf.dtype), g, factor)
     return Query(jax.tree.map(lambda leaf: leaf.astype(dtype), g))

@@ -122,7 +122,7 @@ class Blocks:
         out = {"pair": rows, "prompt": prompts, **self._statistics(rows, statistics), "delta_z": z, "delta_y": y}
         if self.plan.engine == "finite":  # first-order ΔX is the gate times ΔZ; a true step may also open and close gates
             out["delta_x"] = x
-        if self.plan.keep == "residual" and delta.h is not None:
+        if delta.h is not None:
             out["delta_h"] = delta.h[: len(rows)]
         self.run.save_part(name, out)
 
@@ -153,7 +153,8 @@ class Blocks:
                 inactive = self.plan.keep == "features"
                 return passes.reverse(e, steps, prompts=prompts, block=size, inactive=inactive, progress=progress)
             push = passes.finite if engine == "finite" else passes.forward
-            return push(e, steps, prompts=prompts, block=size, progress=progress)
+            residual = self.plan.keep == "residual"
+            return push(e, steps, prompts=prompts, block=size, residual=residual, progress=progress)
         except TooLargeError:
             if block.size == 1:
                 raise

@@ -23,7 +23,7 @@ def workload(c: Attribute, inputs: Inputs, features: int, active: float, policie
         prompt_tokens=float(np.mean([len(t.ids) for t in prompts])) + max(map(len, inputs.targets.rows)),
         shared=shared_length(prompts), pair_tokens=float(np.mean([len(t.ids) for t in pairs])),
         scored=float(np.mean([len(scored_positions(t, c.loss_scope)) for t in pairs])), features=features,
-        active=features if c.gate == "off" else active, layer=inputs.site.layer, positions=inputs.targets.positions,
+        active=float(features) if c.gate == "off" else active, layer=inputs.site.layer, positions=inputs.targets.positions,
         policies=policies, keep=keep, itemsize={"bfloat16": 2, "float32": 4, "float64": 8}[c.dtype],
     )  # fmt: skip
 
@@ -65,7 +65,7 @@ def print_plan(config: Plan, console: Console) -> None:
     )
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """In words, rounded."""
     for size, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * size:
