@@ -3,7 +3,6 @@
 
     python benchmarks/attribution.py --shape cpu            # hidden 512, 8 layers: for a machine without an accelerator
     python benchmarks/attribution.py --shape 3b --dtype bfloat16 --prompts 7826          # Llama-3.2-3B's, for one large GPU
-    python benchmarks/attribution.py --shape 3b --dry-run --platform cuda                # shapes and lowering only
 
 Weights are drawn at random, lengths as the paper's: 31 header tokens and 15 to 60 more, pairs of 100 to 250 tokens. Agreement
 is checked before a time is printed. Times are without compilation, which is given apart; the loop and dense JAX are measured
@@ -74,10 +73,6 @@ class Benchmark:
     """Pairs that the loops and dense JAX are measured on; 0 leaves them out."""
     query_pairs: tuple[int, ...] = ()
     """Further numbers of pairs for the score alone."""
-    dry_run: bool = False
-    """Trace and lower every program at these shapes, and run none."""
-    platform: Literal["cpu", "cuda", "tpu"] = "cpu"
-    """What a dry run lowers for."""
     out: Path = ROOT / "benchmarks" / "results"
     """Folder of the record."""
 
@@ -203,11 +198,6 @@ def main(b: Benchmark) -> None:
     )
     prompts, everything = draw_tokens(b, shape["vocab"])
     pairs = everything[: b.pairs]
-    if b.dry_run:
-        from dry_run import dry_run  # type: ignore[import-not-found]
-
-        dry_run(b, config, targets, site)
-        return
     with numerics(b.dtype):
         params = draw_params(config, jnp.dtype(b.dtype))
     model = Model(config, params, None)  # type: ignore[arg-type]
@@ -276,7 +266,7 @@ def main(b: Benchmark) -> None:
 
     full = next((found[k] for k in ("auto", "reverse", "forward") if k in found), None)
     if full is not None:
-        part = decompose(X, Y, W, *full, 5.0)
+        part = decompose(X, Y, W, full[0], full[1], 5.0)
         tolerance = 0.1 if bf16 else 2e-3
         if "score" in found:
             agreement["score"] = agree("score", found["score"][0, 0], part.score, tolerance)

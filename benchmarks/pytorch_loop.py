@@ -34,7 +34,8 @@ class Loop:
         tuned: bool = False,
         device: str = "cpu",
     ):
-        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().to(device)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self.model: Any = loaded.eval().to(device)
         self.sequences, self.layer, self.tuned, self.device = [list(s) for s in sequences], layer, tuned, device
         self.base = [p.detach().clone() for p in self.model.parameters()]
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from smda_jax.jacobian.passes import factors as factors
     from smda_jax.jacobian.passes import finite as finite
     from smda_jax.jacobian.passes import forward as forward
-    from smda_jax.jacobian.passes import reverse as reverse
+    from smda_jax.jacobian.pull import reverse as reverse
     from smda_jax.policy.influence import decompose as decompose
     from smda_jax.policy.ridge import ridge as ridge
     from smda_jax.sae.formats import load as load_sae
@@ -29,7 +29,7 @@ _WHERE = {
     "activations": ("jacobian.evaluation", "activations"),
     "factors": ("jacobian.passes", "factors"),
     "forward": ("jacobian.passes", "forward"),
-    "reverse": ("jacobian.passes", "reverse"),
+    "reverse": ("jacobian.pull", "reverse"),
     "finite": ("jacobian.passes", "finite"),
     "ridge": ("policy.ridge", "ridge"),
     "decompose": ("policy.influence", "decompose"),

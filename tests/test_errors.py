@@ -9,8 +9,9 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import PAIRS, PROMPTS
 from safetensors.numpy import load_file, save_file
-from test_run import PAIRS, PROMPTS, files, run  # noqa: F401 (a fixture)
+from test_run import run
 
 from smda_jax.cli import main
 
@@ -59,7 +60,7 @@ LONG = {"prompt": "How do I " + "bake " * 600, "prompt_label": "harmless"}
         (["--config=nowhere.json"], ["nowhere.json", "run.json"]),
     ],
 )
-def test_options_that_no_run_can_use(files, tmp_path, capsys, options, words):  # noqa: F811
+def test_options_that_no_run_can_use(files, tmp_path, capsys, options, words):
     names = {option.split("=")[0].removeprefix("--") for option in options}
     kept = {k: v for k, v in files.items() if k not in names}
     fails(capsys, lambda: run(kept, tmp_path / "run", *options), *words)
@@ -85,13 +86,13 @@ def test_options_that_no_run_can_use(files, tmp_path, capsys, options, words):  
         ("pairs", [{"prompt": "x", "response": "y"}] * 2, ["row 2", "repeats row 1"]),
     ],
 )
-def test_records_that_no_run_can_use(files, tmp_path, capsys, which, records, words):  # noqa: F811
+def test_records_that_no_run_can_use(files, tmp_path, capsys, which, records, words):
     bad = rows(tmp_path / "bad.jsonl", *records)
     fails(capsys, lambda: run(files | {which: bad}, tmp_path / "run"), *words)
     assert not (tmp_path / "run").exists()
 
 
-def test_overlap_dropped_or_kept_is_said_and_recorded(files, tmp_path, capsys):  # noqa: F811
+def test_overlap_dropped_or_kept_is_said_and_recorded(files, tmp_path, capsys):
     overlapping = rows(tmp_path / "eval.jsonl", *({"prompt": p} for p, _ in PROMPTS), {"prompt": PAIRS[0][0]})
     for policy, count in (("drop", len(PROMPTS)), ("keep", len(PROMPTS) + 1)):
         out = run(files | {"eval": overlapping}, tmp_path / policy, f"--on-overlap={policy}")
@@ -100,18 +101,18 @@ def test_overlap_dropped_or_kept_is_said_and_recorded(files, tmp_path, capsys): 
         assert "1 evaluation prompts are also trained on" in capsys.readouterr().out
 
 
-def test_long_pairs_are_cut_counted_and_said(files, tmp_path, capsys):  # noqa: F811
+def test_long_pairs_are_cut_counted_and_said(files, tmp_path, capsys):
     out = run(files, tmp_path / "run", "--max-length=50")
     assert "pairs are cut to 50 tokens" in capsys.readouterr().out
     assert json.loads((out / "run.json").read_text())["pairs_truncated"] > 0
 
 
-def test_an_overridden_layer_is_said_loudly(files, tmp_path, capsys):  # noqa: F811
+def test_an_overridden_layer_is_said_loudly(files, tmp_path, capsys):
     run(files, tmp_path / "run", "--layer=0")
     assert "--layer 0 overrides layer 1" in capsys.readouterr().out
 
 
-def test_checkpoints_that_no_run_can_use(files, tmp_path, capsys):  # noqa: F811
+def test_checkpoints_that_no_run_can_use(files, tmp_path, capsys):
     model = tmp_path / "model"
     shutil.copytree(files["model"], model)
     weights = model / "model.safetensors"
@@ -136,7 +137,7 @@ def test_checkpoints_that_no_run_can_use(files, tmp_path, capsys):  # noqa: F811
     attempt("no tokenizer")
 
 
-def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(files, tmp_path, capsys):  # noqa: F811
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(files, tmp_path, capsys):
     model = tmp_path / "model"
     shutil.copytree(files["model"], model)
     raw = json.loads((model / "config.json").read_text())
@@ -147,19 +148,19 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(files, tmp_path,
     fails(capsys, lambda: run(files | {"model": model}, tmp_path / "run"), "is beyond the model's vocabulary of 300")
 
 
-def test_an_empty_subset_is_refused_before_anything_is_written(files, tmp_path, capsys):  # noqa: F811
+def test_an_empty_subset_is_refused_before_anything_is_written(files, tmp_path, capsys):
     bare = rows(tmp_path / "bare.jsonl", *({"prompt": p} for p, _ in PROMPTS))
     fails(capsys, lambda: run(files | {"eval": bare}, tmp_path / "run", "--subset", "balanced"), "balanced is empty")
     assert not (tmp_path / "run").exists()
 
 
-def test_control_tokens_in_a_text_are_said(files, tmp_path, capsys):  # noqa: F811
+def test_control_tokens_in_a_text_are_said(files, tmp_path, capsys):
     odd = rows(tmp_path / "odd.jsonl", *({"prompt": p} for p, _ in PROMPTS), {"prompt": "[bold]Hi <|eot_id|> there"})
     run(files | {"eval": odd}, tmp_path / "run")
     assert "1 texts spell out control tokens" in capsys.readouterr().out
 
 
-def test_a_changed_file_of_features_is_another_configuration(files, tmp_path, capsys):  # noqa: F811
+def test_a_changed_file_of_features_is_another_configuration(files, tmp_path, capsys):
     ids = tmp_path / "ids.txt"
     ids.write_text("1 2 3")
     out = run(files, tmp_path / "run", f"--features={ids}")
@@ -167,7 +168,7 @@ def test_a_changed_file_of_features_is_another_configuration(files, tmp_path, ca
     fails(capsys, lambda: run(files, out, f"--features={ids}"), "another configuration")
 
 
-def test_an_sae_of_another_width_is_refused(files, tmp_path, capsys):  # noqa: F811
+def test_an_sae_of_another_width_is_refused(files, tmp_path, capsys):
     from pathlib import Path
 
     other = Path(__file__).parent / "fixtures" / "sae" / "jumprelu"
@@ -178,7 +179,7 @@ def test_an_sae_of_another_width_is_refused(files, tmp_path, capsys):  # noqa: F
     )
 
 
-def test_folders_that_cannot_be_the_run_folder(files, tmp_path, capsys):  # noqa: F811
+def test_folders_that_cannot_be_the_run_folder(files, tmp_path, capsys):
     (tmp_path / "file").write_text("x")
     fails(capsys, lambda: run(files, tmp_path / "file"), "is a file")
     (tmp_path / "full").mkdir()
@@ -187,11 +188,11 @@ def test_folders_that_cannot_be_the_run_folder(files, tmp_path, capsys):  # noqa
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["notes.txt"]
 
 
-def test_a_step_that_turns_non_finite_names_its_pair(files, tmp_path, capsys):  # noqa: F811
+def test_a_step_that_turns_non_finite_names_its_pair(files, tmp_path, capsys):
     fails(capsys, lambda: run(files, tmp_path / "run", "--learning-rate=1e39"), "pairs.jsonl, row", "(pair ", "is not finite")
 
 
-def test_a_damaged_block_is_named_with_its_remedy(files, tmp_path, capsys):  # noqa: F811
+def test_a_damaged_block_is_named_with_its_remedy(files, tmp_path, capsys):
     out = run(files, tmp_path / "run")
     block = out / "jacobian" / "pairs-000001"
     for file in block.rglob("*"):
@@ -203,7 +204,7 @@ def test_a_damaged_block_is_named_with_its_remedy(files, tmp_path, capsys):  # n
     run(files, out)
 
 
-def test_a_full_disk_is_said_in_one_line(files, tmp_path, capsys, monkeypatch):  # noqa: F811
+def test_a_full_disk_is_said_in_one_line(files, tmp_path, capsys, monkeypatch):
     from smda_jax.runs import store
 
     def full(*_, **__):
@@ -214,12 +215,12 @@ def test_a_full_disk_is_said_in_one_line(files, tmp_path, capsys, monkeypatch): 
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_an_unwritable_folder_is_said_in_one_line(files, tmp_path, capsys):  # noqa: F811
+def test_an_unwritable_folder_is_said_in_one_line(files, tmp_path, capsys):
     (tmp_path / "locked").mkdir(mode=0o500)
     fails(capsys, lambda: run(files, tmp_path / "locked" / "run"), "cannot be written")
 
 
-def test_inspect_describes_and_says_what_fits(files, tmp_path, capsys):  # noqa: F811
+def test_inspect_describes_and_says_what_fits(files, tmp_path, capsys):
     out = run(files, tmp_path / "run")
     capsys.readouterr()
     main(["inspect", *map(str, files.values()), str(out)])
@@ -232,7 +233,7 @@ def test_inspect_describes_and_says_what_fits(files, tmp_path, capsys):  # noqa:
     fails(capsys, lambda: main(["inspect", str(tmp_path)]), "neither a checkpoint")
 
 
-def test_no_command_of_a_checkpoint_is_run(files, tmp_path, capsys):  # noqa: F811
+def test_no_command_of_a_checkpoint_is_run(files, tmp_path, capsys):
     model = tmp_path / "model"
     shutil.copytree(files["model"], model)
     raw = json.loads((model / "tokenizer_config.json").read_text())

@@ -1,7 +1,6 @@
 """What is pushed: engines over whole data sets, batched and put together again. What runs and notebooks call."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,13 +21,10 @@ from smda_jax.jacobian.forward import forward as forward_block
 from smda_jax.jacobian.programs import TooLargeError
 from smda_jax.jacobian.query import Query
 from smda_jax.jacobian.readout import Reading
-from smda_jax.jacobian.reverse import Matrices, Reads, Start, matrices, pull_block, pull_embedding, start_h, start_y
-from smda_jax.model.llama import Params, up_to
+from smda_jax.model.llama import Params
 from smda_jax.model.mesh import fetch, is_spread, rows_of
 from smda_jax.model.precision import jit, numerics
 from smda_jax.sae.encoder import activation, gate, pre_activation
-
-READOUTS = (1, 2, 4, 8, 16, 32)  # pull-backs of one prompt at a time
 
 
 class Delta(NamedTuple):
@@ -210,7 +206,7 @@ def _push(
     return Delta(dz, dx, dy, dh)
 
 
-def for_each(lengths: Sequence[int] | list[Any], most: int, slack: float, visit: Callable[[LengthBlock], None]) -> None:
+def for_each(lengths: Sequence[int], most: int, slack: float, visit: Callable[[LengthBlock], None]) -> None:
     """Visits blocks of items; where one does not fit into memory, what is left is done in blocks of half the size.
 
     Raises:
@@ -219,7 +215,7 @@ def for_each(lengths: Sequence[int] | list[Any], most: int, slack: float, visit:
     left = np.arange(len(lengths))
     while len(left):
         try:
-            for part in blocks_by_length([lengths[i] for i in left], most, slack):
+            for part in blocks_by_length([lengths[i] for i in left.tolist()], most, slack):
                 visit(part._replace(rows=left[part.rows]))
                 left[part.rows] = -1
         except TooLargeError:
@@ -227,155 +223,6 @@ def for_each(lengths: Sequence[int] | list[Any], most: int, slack: float, visit:
                 raise
             most = -(-most // 2)
         left = left[left >= 0]
-
-
-def reverse(
-    evaluation: Evaluation,
-    steps: Factors,
-    *,
-    prompts: Int[np.ndarray, " prompt"] | None = None,
-    block: int = 512,
-    inactive: bool = False,
-    progress: Progress = silent,
-) -> Delta:
-    """First-order change of X and Y under each pair's step (engine `reverse`).
-
-    Args:
-        evaluation: from `activations`.
-        steps: from `factors`.
-        prompts: default all.
-        block: readouts that are pulled back at a time.
-        inactive: of z also where a feature is not active; NaN there otherwise.
-        progress: told the share of the work just done.
-    """
-    e = evaluation
-    chosen = np.arange(len(e.tokens)) if prompts is None else prompts
-    wanted = np.ones_like(e.active[chosen]) if inactive else e.active[chosen]
-    dz = np.full((steps.pairs, *wanted.shape), np.nan, e.h.dtype)
-    dy = np.zeros((steps.pairs, len(chosen)), e.h.dtype)
-    with numerics(e.model.dtype):
-        # What is kept of a prompt between the layers: streams, and its readouts' gradients.
-        width = max(len(e.tokens[i].ids) for i in chosen.tolist())
-        kept = (e.model.config.layers + 2 * wanted.sum(axis=1).mean()) * width * e.h.shape[1] * steps.embed.dtype.itemsize
-        at_a_time = max(1, int(0.2 * programs.memory_limit() / kept))
-        for part in np.array_split(np.arange(len(chosen)), -(-len(chosen) // at_a_time)):
-            _reverse(e, steps, chosen, part, wanted, block, dz, dy)
-            progress(len(part) / len(chosen))
-    return Delta(dz, np.where(e.active[chosen][None], dz, np.zeros_like(dz)), dy)
-
-
-@dataclass
-class _Pull:
-    """A batch of readouts on its way down, and where its results belong."""
-
-    tokens: np.ndarray
-    start: Start
-    put: Callable[[np.ndarray], None]
-    reads: Reads | None = None
-
-
-def _reverse(
-    e: Evaluation,
-    steps: Factors,
-    chosen: np.ndarray,
-    part: np.ndarray,
-    wanted: np.ndarray,
-    block: int,
-    dz: np.ndarray,
-    dy: np.ndarray,
-) -> None:
-    """Fills in the prompts `chosen[part]`: their readouts go down the layers together, whose steps are formed once."""
-    config, params, limit = e.model.config, e.model.params, programs.memory_limit()
-    histories, width = len(e.targets.rows), max(map(len, e.targets.rows))
-    pulls: list[_Pull] = []
-
-    def add_y(some: LengthBlock) -> None:
-        rows, size = part[some.rows], rows_of(some.size)
-        batch = prompt_batch([e.tokens[i] for i in chosen[rows].tolist()], e.targets, some.width, 0, size)
-        axes = {"axes": (-1, -1, 0), "out": Start(1, 1, 1)}  # type: ignore[arg-type]
-        start = programs.run(start_y, config, params, steps, batch, limit=limit, targets=e.targets, **axes)
-
-        def put(total: np.ndarray) -> None:
-            dy[:, rows] = total[:, :, 0].reshape(steps.pairs, -1, histories).sum(axis=2)[:, : len(rows)]
-
-        pulls.append(_Pull(np.asarray(batch.tokens), start, put))
-
-    row, feature, real = readout_slots(wanted[part], steps.pairs, max(len(e.tokens[i].ids) for i in chosen[part].tolist()))
-    ends = np.array([e.tokens[i].eot + 1 for i in chosen[part].tolist()])
-    below = up_to(params, e.site.layer)
-
-    def add_h(some: LengthBlock) -> None:
-        slots, size = some.rows, rows_of(some.size)
-        filled = np.pad(slots, (0, size - len(slots)), "edge")
-        own = chosen[part[row[filled]]]
-        tokens = np.zeros((size, some.width), np.int32)
-        for i, n in enumerate(own.tolist()):
-            ids = e.tokens[n].ids[: some.width]
-            tokens[i, : len(ids)] = ids
-        eot = np.array([e.tokens[n].eot for n in own.tolist()], np.int32)
-        with numerics(e.h.dtype):
-            direction = _directions(e.encoder, jnp.asarray(e.h[own]), jnp.asarray(feature[filled]))
-        axes = {"axes": (-1, 0), "out": Start(1, 1, 1)}  # type: ignore[arg-type]
-        static = {"pairs": steps.pairs, "readouts": feature.shape[1]}
-        start = programs.run(start_h, config, below, tokens, limit=limit, **axes, **static)
-        at, k, use = part[row[slots]], feature[slots], real[slots]
-
-        def put(total: np.ndarray) -> None:
-            dz[:, np.repeat(at, k.shape[1])[use.ravel()], k[use]] = total[:, : len(slots)][:, use]
-
-        pulls.append(_Pull(tokens, start, put, Reads(eot, direction.astype(e.model.dtype))))
-
-    for_each([len(e.tokens[i].ids) + width for i in chosen[part].tolist()], block, e.slack, add_y)
-    if len(row):
-        for_each(ends[row].tolist(), max(1, block // feature.shape[1]), e.slack, add_h)
-    scaling = None if steps.scaling is None else steps.scaling.blocks
-    for layer in reversed(range(config.layers)):
-        own = jax.tree.map(lambda leaf, layer=layer: leaf[layer], (params.blocks, steps.stream, steps.delta, scaling))
-        even = steps.pairs % rows_of(1) == 0  # each device forms its own pairs' steps, where they can be shared out
-        out = Matrices(2, 1, 1) if even else Matrices(-1, -1, -1)  # type: ignore[arg-type]
-        axes = {"axes": (-1, 0, 0, -1) if even else (-1, -1, -1, -1), "out": out}
-        formed = programs.run(matrices, config, *own, limit=limit, **axes)
-        for pull in pulls:
-            if layer >= pull.start.stream.shape[0]:
-                continue
-            reads = pull.reads if layer == e.site.layer else None
-            args = (own[0], pull.start.stream[layer], pull.start.g, pull.start.total, formed, reads)
-            axes = {"axes": (-1, 0, 1, 1, -1, Reads(0, 1) if reads else -1), "out": (1, 1)}  # type: ignore[arg-type]
-            g, total = programs.run(pull_block, config, *args, limit=limit, stream=e.site.stream, **axes)
-            pull.start = Start(pull.start.stream[:layer], g, total)
-    for pull in pulls:
-        args = (steps, pull.tokens, _seen(pull.tokens), pull.start.g, pull.start.total)
-        axes = {"axes": (-1, 0, -1, 1, 1), "out": 1}
-        pull.put(fetch(programs.run(pull_embedding, config, *args, limit=limit, **axes)).astype(e.h.dtype))
-
-
-def _seen(tokens: Int[np.ndarray, "row token"]) -> Int[np.ndarray, " kind"]:
-    """The token ids that occur, ascending; the last repeated, so that few lengths are compiled."""
-    ids = np.unique(tokens)
-    return np.pad(ids, (0, padded_length(len(ids)) - len(ids)), "edge").astype(np.int32)
-
-
-def readout_slots(
-    wanted: np.ndarray, pairs: int, tokens: int
-) -> tuple[Int[np.ndarray, " slot"], Int[np.ndarray, "slot readout"], np.ndarray]:
-    """Groups each prompt's wanted readouts into slots of one size → (prompt, features, which of them are real).
-
-    A slot runs its prompt once and pulls its readouts back; a larger size runs prompts less often and is filled less well.
-    """
-    counts = wanted.sum(axis=1)
-    cost = {r: np.ceil(counts / r).sum() * (r * (pairs + 2 * tokens) + 2 * tokens) for r in READOUTS}
-    size = min(cost, key=lambda r: cost[r])
-    row, feature, real = [], [], []
-    for n, own in enumerate(wanted):
-        k = np.flatnonzero(own)
-        for start in range(0, len(k), size):
-            part = k[start : start + size]
-            row.append(n)
-            feature.append(np.pad(part, (0, size - len(part)), "edge"))
-            real.append(np.arange(size) < len(part))
-    if not row:
-        return np.zeros(0, int), np.zeros((0, size), int), np.zeros((0, size), bool)
-    return np.array(row), np.array(feature), np.array(real)
 
 
 def pull_policy(
@@ -462,14 +309,6 @@ def _true_change(encoder: Any, h: Array, dh: Array) -> tuple[Array, Array]:
     after = h[None] + dh.astype(h.dtype)
     z, x = ((jax.vmap(partial(read, encoder))(after) - read(encoder, h)[None]) for read in (pre_activation, activation))
     return z, x
-
-
-@jit
-def _directions(encoder: Any, h: Float[Array, "slot hidden"], feature: Int[Array, "slot readout"]) -> Array:
-    """∂z[slot, feature]/∂h → [readout, slot, hidden]."""
-    z, pull = jax.vjp(partial(pre_activation, encoder), h)
-    asked = jax.nn.one_hot(feature.T, z.shape[1], dtype=z.dtype)
-    return jax.vmap(lambda one: pull(one)[0])(asked)
 
 
 def adam_scaling(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from smda_jax.jacobian.engines import GIVES, EngineName, Keep
-from smda_jax.jacobian.passes import READOUTS
+from smda_jax.jacobian.pull import READOUTS
 from smda_jax.model.config import ModelConfig
 from smda_jax.model.llama import linear_sizes, output_sizes
 

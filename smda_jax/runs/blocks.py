@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from smda_jax.data.batches import SLACK, LengthBlock, blocks_by_length, scored_positions
 from smda_jax.errors import InputError
-from smda_jax.jacobian import passes
+from smda_jax.jacobian import passes, pull
 from smda_jax.jacobian.evaluation import Evaluation
 from smda_jax.jacobian.factors import Factors, PairStatistics
 from smda_jax.jacobian.passes import Delta, Update
@@ -151,7 +151,7 @@ class Blocks:
         try:
             if engine == "reverse":
                 inactive = self.plan.keep == "features"
-                return passes.reverse(e, steps, prompts=prompts, block=size, inactive=inactive, progress=progress)
+                return pull.reverse(e, steps, prompts=prompts, block=size, inactive=inactive, progress=progress)
             push = passes.finite if engine == "finite" else passes.forward
             residual = self.plan.keep == "residual"
             return push(e, steps, prompts=prompts, block=size, residual=residual, progress=progress)
