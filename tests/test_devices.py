@@ -1,11 +1,9 @@
 """Many devices and many processes, through the command, against one."""
 
 import os
-import signal
 import socket
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -69,22 +67,3 @@ def test_two_processes_give_the_result_of_one(files, tmp_path, alone):
         _, error = process.communicate(timeout=300)
         assert process.returncode == 0, error
     np.testing.assert_allclose(influence(tmp_path / "run"), alone, rtol=1e-8, atol=1e-13)
-
-
-def test_a_process_that_dies_ends_the_run_with_a_message_and_a_resumable_folder(files, tmp_path, alone):
-    out = tmp_path / "run"
-    first, second = start_two(files, out, "--engine=forward", "--pair-block=1")
-    while not list((out / "jacobian").glob("pairs-??????-????")):
-        assert first.poll() is None
-        assert second.poll() is None
-        time.sleep(0.01)
-    second.send_signal(signal.SIGKILL)
-    _, error = first.communicate(timeout=120)
-    assert first.returncode != 0
-    assert "another process of this run has ended" in error
-    assert "Traceback" not in error
-    again = command(files, out, "--engine=forward", "--pair-block=1")
-    done = subprocess.run(again, capture_output=True, text=True, env=environment(1))
-    assert done.returncode == 0, done.stderr
-    assert "continuing" in done.stdout
-    np.testing.assert_allclose(influence(out), alone, rtol=1e-8, atol=1e-13)
