@@ -51,7 +51,7 @@ LONG = {"prompt": "How do I " + "bake " * 600, "prompt_label": "harmless"}
         (["--subset", "random:999"], ["asks for 999"]),
         (["--max-length=12"], ["prompts.jsonl, row 1", "over max_length"]),
         (["--alpha=-1"], ["--alpha", "below 0"]),
-        (["--pair-block=0"], ["--pair-block"]),
+        (["--pair-block=-1"], ["--pair-block"]),
         (["--gate=off", "--engine=finite"], ["--gate", "first-order notion"]),
         (["--alpha=0", "--features=all"], ["cannot be factored"]),
         (["--model=/nowhere/at/all"], ["no such folder"]),
