@@ -194,7 +194,8 @@ def test_a_step_that_turns_non_finite_names_its_pair(files, tmp_path, capsys):
 
 def test_a_damaged_block_is_named_with_its_remedy(files, tmp_path, capsys):
     out = run(files, tmp_path / "run")
-    block = out / "jacobian" / "pairs-000001"
+    block = out / "jacobian" / "pairs-000001-0000"
+    assert block.is_dir()
     for file in block.rglob("*"):
         if file.is_file():
             file.write_bytes(b"")

@@ -60,12 +60,14 @@ def shared_length(prompts: Sequence[PromptTokens]) -> int:
 
 
 SLACK = 1.25
+WORTH = 64  # tokens that a further width must save: fewer take less time than compiling for it
 
 
 def bucket_widths(lengths: Sequence[int], slack: float = SLACK) -> list[int]:
     """The fewest widths under which padding adds at most `slack - 1` to the tokens, each a `padded_length`.
 
-    Every width is a compilation, every padded token work. A pure function of the lengths.
+    Every width is a compilation, every padded token work. There are fewer where one more would save next to nothing. A pure
+    function of the lengths.
     """
     padded = sorted(padded_length(n) for n in lengths)
     widths = sorted(set(padded))
@@ -77,6 +79,8 @@ def bucket_widths(lengths: Sequence[int], slack: float = SLACK) -> list[int]:
         options = np.array([[cost[i] + widths[j] * count[i + 1 : j + 1].sum() if i < j else np.inf for i in range(len(widths))]
                             for j in range(len(widths))])  # fmt: skip
         best = options.argmin(axis=1)
+        if cost[-1] - options[-1].min() < WORTH:
+            break
         cost = np.where(best >= 0, options[np.arange(len(widths)), best], np.inf)
         before.append(best.tolist())
     chosen, j = [], len(widths) - 1

@@ -37,7 +37,14 @@ class Stopwatch:
 
 
 compiling = Stopwatch()
+HELD = 64  # compiled programs; a CPU's take hundreds of memory mappings each, and Linux grants a process 65,530
 _compiled: dict[Any, Any] = {}
+
+
+def forget() -> None:
+    """Drops every compiled program, this module's and JAX's own."""
+    _compiled.clear()
+    jax.clear_caches()
 
 
 def run(program: Any, config: ModelConfig, *args: Any, limit: int, axes: tuple[Any, ...], out: Any, **static: Any) -> Any:
@@ -65,6 +72,8 @@ def run(program: Any, config: ModelConfig, *args: Any, limit: int, axes: tuple[A
     key = (program, config, structure, shapes, tuple(static.items()), context)
     try:
         if key not in _compiled:
+            if len(_compiled) >= HELD and jax.default_backend() == "cpu":
+                forget()
             start = time.perf_counter()
             if spread:
                 compiled = jit(_spread(program, config, axes, out, static)).lower(*args).compile()
