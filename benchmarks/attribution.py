@@ -28,7 +28,7 @@ import numpy as np
 import tyro
 
 import smda_jax as smda
-from smda_jax.data.batches import blocks_by_length, pair_batch, prompt_batch
+from smda_jax.data.batches import SLACK, blocks_by_length, pair_batch, prompt_batch
 from smda_jax.data.chat import PairTokens, PromptTokens
 from smda_jax.data.targets import Targets
 from smda_jax.jacobian import passes, plan, programs
@@ -222,13 +222,18 @@ def main(b: Benchmark) -> None:
 
     def push(engine: str) -> Any:
         p = plan.choose(work("active", len(pairs)), limit, engine)
-        run: Any = {"forward": smda.forward, "reverse": smda.reverse, "finite": smda.finite}[p.engine]
-        slack = np.inf if p.engine == "reverse" else 1.25
+        slack = np.inf if p.engine == "reverse" else SLACK
         dx, dy = np.zeros((len(pairs), *X.shape), np.float32), np.zeros((len(pairs), len(Y)), np.float32)
         for rows, width, size in blocks_by_length([len(t.ids) for t in pairs], p.pair_block, slack):
-            steps, _ = passes.factors_of(model, [pairs[i] for i in rows], update, width=width, rows=size)
-            out = run(e, steps, block=p.block)
-            dx[rows], dy[rows] = out.x[: len(rows)], out.y[: len(rows)]
+            own = [pairs[i] for i in rows]
+            if p.engine == "reverse":
+                groups, _, back = passes.in_groups(model, own, update)
+                out = smda.reverse(e, groups, block=p.block)
+            else:
+                steps, _ = passes.factors_of(model, own, update, width=width, rows=size)
+                back = np.arange(len(rows))
+                out = (smda.finite if p.engine == "finite" else smda.forward)(e, steps, block=p.block)
+            dx[rows], dy[rows] = out.x[back], out.y[back]
         return dx, dy
 
     def ask(keep: Any, count: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import functools
 import shutil
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ import smda_jax as smda
 from smda_jax.data import batches
 from smda_jax.data.chat import Chat, PairTokens, PromptTokens
 from smda_jax.data.targets import Targets
+from smda_jax.jacobian import query as query_engine
 from smda_jax.jacobian.evaluation import Evaluation, Model, encode, read_prompts
 from smda_jax.jacobian.factors import factors, gradient, squares
 from smda_jax.jacobian.finite import finite
@@ -124,8 +126,8 @@ def test_first_order_engines_equal_moved_weights(checkpoints, kind, dtype, site,
 
 
 @pytest.mark.parametrize(("kind", "dtype", "site", "scope", "width"), CASES[1:5])
-def test_query_equals_moved_weights(checkpoints, kind, dtype, site, scope, width):
-    """One functional, and more than a pair has tokens: two ways to the same product."""
+def test_query_equals_moved_weights(checkpoints, kind, dtype, site, scope, width, monkeypatch):
+    """One functional, and more than a pair has tokens; with pairs' gradients formed, and without."""
     tolerance = 1e-6 if dtype == "float64" else 1e-4
     expected, _ = truth(checkpoints[kind], site, scope)
     r = np.random.default_rng(3)
@@ -133,18 +135,21 @@ def test_query_equals_moved_weights(checkpoints, kind, dtype, site, scope, width
         config, params = hf.load(checkpoints[kind], dtype)
         prompts, pairs = tokens(config.vocab)
         pairs = [pair for pair in pairs if len(pair.ids) <= width]
-        _, _, dh, dy = (np.stack(v) for v in zip(*expected[: len(pairs)], strict=True))
+        loss, norm, dh, dy = (np.stack(v) for v in zip(*expected[: len(pairs)], strict=True))
         batch = batches.prompt_batch(prompts, TARGETS, 24, batches.shared_length(prompts), 3)
         block = batches.pair_batch(pairs, scope, width, len(pairs))
         W = r.normal(size=(config.hidden, 4))
         encoder = Encoder(jnp.asarray(W, dtype), jnp.zeros(4, dtype))
-        for m in (1, 40):
+        for m, forms in ((1, True), (1, False), (40, True)):
+            monkeypatch.setattr(query_engine, "forms_gradient", lambda *_, forms=forms: forms)
             z, y = r.normal(size=(m, 3, 4)), r.normal(size=(m, 3))
             through_x, through_y = np.einsum("mnk,inh,hk->mi", z, dh, W), y @ dy.T
             scale = np.abs(z).sum() / m * np.abs(dh @ W).max() + np.abs(y).sum() / m * np.abs(dy).max()
             ways = [(z, y, through_x + through_y)] + [(z, None, through_x), (None, y, through_y)] * (kind == "llama_untied_mha")
             queries = tuple(query(config, params, batch, encoder, a, b, TARGETS, Site(*site)) for a, b, _ in ways)
-            answers, _ = answer(config, params, block, queries, jnp.asarray(ETA))
+            answers, found = jax.jit(partial(answer.__wrapped__, config))(params, block, queries, jnp.asarray(ETA))
+            close(found.loss, loss, tolerance)
+            close(found.gradient_norm, norm, tolerance)
             for value, (_, _, want) in zip(answers, ways, strict=True):
                 assert np.abs(value - want).max() <= tolerance * scale
 

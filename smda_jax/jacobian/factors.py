@@ -1,10 +1,10 @@
 """Per-pair loss gradients in factored form: operation inputs and the loss gradient at operation outputs."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jaxtyping import Array, Float, Int
@@ -132,8 +132,8 @@ class Factors:
 class PairStatistics(NamedTuple):
     """Loss (nats per scored token) and the norm of its gradient over all parameters, per pair."""
 
-    loss: Float[Array, " pair"]
-    gradient_norm: Float[Array, " pair"]
+    loss: Float[Array | np.ndarray, " pair"]
+    gradient_norm: Float[Array | np.ndarray, " pair"]
 
 
 def block_steps(
@@ -219,10 +219,10 @@ def factors(
         normalised: divide each pair's gradient by its norm.
     """
     losses, g = gradient(config, params, batch)
-    statistics = PairStatistics(losses, jnp.sqrt(squared_norm(g)))
+    norm = jnp.sqrt(squared_norm(g))
     dtype = params.embed.dtype
     # In bfloat16 the rate itself would round, the same way for every pair: scale in float32, then round what is scaled.
-    rate = step_size(learning_rate, statistics.gradient_norm, normalised)
+    rate = step_size(learning_rate, norm, normalised)
 
     def scaled(d: Array, axis: int = 0) -> Array:
         factor = jnp.expand_dims(rate, [i for i in range(d.ndim) if i != axis])
@@ -233,7 +233,7 @@ def factors(
         final_scale=scaled(jnp.einsum("pth,pth->ph", g.final_unit, g.final_norm)), head_in=g.head_in, head=scaled(g.head),
         scaling=scaling, config=config,
     )  # fmt: skip
-    return step, statistics
+    return step, PairStatistics(losses, norm)
 
 
 def step_size(learning_rate: float | Array, norm: Float[Array, " pair"], normalised: bool) -> Float[Array, " pair"]:
@@ -242,47 +242,50 @@ def step_size(learning_rate: float | Array, norm: Float[Array, " pair"], normali
     return eta / norm if normalised else eta
 
 
-def over_layers(
-    g: Gradient, total: Any, visit: Callable[[Any, dict[str, Array], dict[str, Array], Any], Any], xs: Any = None
-) -> Any:
-    """Folds `visit(total, inputs, deltas, x)` over the layers; `xs` has the layer axis first, and may end early."""
-    leaves = jax.tree.leaves(xs)
-    count = leaves[0].shape[0] if leaves else g.config.layers
-    inputs, deltas = jax.tree.map(lambda leaf: leaf[:count], (g.inputs, g.deltas))
-    return jax.lax.scan(lambda total, x: (visit(total, x[0], x[1], x[2]), None), total, (inputs, deltas, xs))[0]
-
-
 def squared_norm(g: Gradient) -> Float[Array, " pair"]:
-    """‖∂L/∂θ‖² per pair over all parameters, a tied table once: `‖aᵀd‖² = Σ_{s,t} (a_s·a_t)(d_s·d_t)`."""
-    dtype = wide(g.embed.dtype)
+    """‖∂L/∂θ‖² per pair over all parameters, a tied table once."""
 
-    def dot(spec: str, *x: Array) -> Array:
-        return jnp.einsum(spec, *(v.astype(dtype) for v in x))
+    def layer(total: Array, xs: tuple[dict[str, Array], dict[str, Array]]) -> tuple[Array, None]:
+        return total + squares_of_linear(*xs) + squares_of_small(g.config, *xs), None
 
-    def product(a: Array, d: Array) -> Array:
-        return jnp.sum(dot("psi,pti->pst", a, a) * dot("pso,pto->pst", d, d), axis=(1, 2))
+    return jax.lax.scan(layer, squares_outside(g), (g.inputs, g.deltas))[0]
 
-    def square(x: Array) -> Array:
-        return jnp.sum(x.astype(dtype) ** 2, axis=-1)
 
-    def layer(total: Array, inputs: dict[str, Array], deltas: dict[str, Array], _: None) -> Array:
-        grams = {name: dot("psi,pti->pst", a, a) for name, a in inputs.items() if name in LINEAR.values()}
-        for name, source in LINEAR.items():
-            total = total + jnp.sum(grams[source] * dot("pso,pto->pst", deltas[name], deltas[name]), axis=(1, 2))
-            if name in g.config.biased:
-                total = total + square(jnp.sum(deltas[name].astype(dtype), axis=1))
-        for name, source in SCALE.items():
-            total = total + square(dot("pth,pth->ph", inputs[source], deltas[name]))
-        return total
+def squares_of_linear(inputs: dict[str, Array], deltas: dict[str, Array]) -> Float[Array, " pair"]:
+    """Of one block's linear weights, without forming a gradient: `‖aᵀd‖² = Σ_{s,t} (a_s·a_t)(d_s·d_t)`."""
+    grams = {name: _gram(inputs[name]) for name in dict.fromkeys(LINEAR.values())}
+    return sum((jnp.sum(grams[source] * _gram(deltas[name]), axis=(1, 2)) for name, source in LINEAR.items()), jnp.zeros(()))
 
-    total = square(dot("pth,pth->ph", g.final_unit, g.final_norm)) + product(g.head_in, g.head)
+
+def squares_of_small(config: ModelConfig, inputs: dict[str, Array], deltas: dict[str, Array]) -> Float[Array, " pair"]:
+    """Of one block's biases and norm scales."""
+    total = [_square(_dot("pth,pth->ph", inputs[source], deltas[name])) for name, source in SCALE.items()]
+    total += [_square(jnp.sum(deltas[name].astype(wide(deltas[name].dtype)), axis=1)) for name in config.biased]
+    return jnp.stack(total).sum(axis=0)
+
+
+def squares_outside(g: Gradient) -> Float[Array, " pair"]:
+    """Of what lies outside the blocks: embedding, final norm, unembedding."""
+    total = _square(_dot("pth,pth->ph", g.final_unit, g.final_norm)) + jnp.sum(_gram(g.head_in) * _gram(g.head), axis=(1, 2))
     same = (g.tokens[:, :, None] == g.tokens[:, None]).astype(g.embed.dtype)
-    total = total + jnp.sum(dot("pst,pth->psh", same, g.embed) * g.embed.astype(dtype), axis=(1, 2))
+    total = total + jnp.sum(_dot("pst,pth->psh", same, g.embed) * g.embed.astype(total.dtype), axis=(1, 2))
     if g.config.tied:  # the cross term of the table's two uses
         looked_up = jnp.take_along_axis(g.head, g.tokens[:, None], axis=2)
-        cross = dot("pas,psh->pah", looked_up, g.embed)
-        total = total + 2 * jnp.sum(cross * g.head_in.astype(dtype), axis=(1, 2))
-    return over_layers(g, total.astype(dtype), layer)
+        cross = _dot("pas,psh->pah", looked_up, g.embed)
+        total = total + 2 * jnp.sum(cross * g.head_in.astype(total.dtype), axis=(1, 2))
+    return total
+
+
+def _dot(spec: str, *x: Array) -> Array:
+    return jnp.einsum(spec, *(v.astype(wide(v.dtype)) for v in x))
+
+
+def _gram(x: Float[Array, "pair token _"]) -> Float[Array, "pair token token"]:
+    return _dot("psi,pti->pst", x, x)
+
+
+def _square(x: Array) -> Array:
+    return jnp.sum(x.astype(wide(x.dtype)) ** 2, axis=-1)
 
 
 def squares(g: Gradient, weight: Float[Array, " pair"], like: Params) -> Params:

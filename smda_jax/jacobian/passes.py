@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from smda_jax.data.batches import LengthBlock, blocks_by_length, padded_length, pair_batch, prompt_batch
+from smda_jax.data.batches import SLACK, LengthBlock, blocks_by_length, padded_length, pair_batch, prompt_batch
 from smda_jax.data.chat import LossScope, PairTokens
 from smda_jax.data.records import Pairs
 from smda_jax.jacobian import programs, query
@@ -100,6 +100,28 @@ def factors_of(
             done[0][0].axes(), *[part[0] for part in done], is_leaf=lambda leaf: leaf is None,
         )  # fmt: skip
         return steps, PairStatistics(*(jnp.concatenate(v)[:rows] for v in zip(*(part[1] for part in done), strict=True)))
+
+
+def in_groups(
+    model: Model, tokens: Sequence[PairTokens], update: Update, scope: LossScope = "response", *, at_a_time: int = 16
+) -> tuple[tuple[Factors, ...], PairStatistics, Int[np.ndarray, " pair"]]:
+    """Factors of pairs in groups of like length, which pad less than one; statistics in the groups' order.
+
+    What an engine makes of the groups has the pairs in their order: its rows `[back]`, the last of what is returned, are those
+    of `tokens`.
+    """
+    # Devices share out every group: several would be told apart on each.
+    slack = np.inf if is_spread() else SLACK
+    parts = list(blocks_by_length([len(t.ids) for t in tokens], len(tokens), slack))
+    done, order = [], []
+    for rows, width, _ in parts:
+        size = rows_of(len(rows))
+        own = [tokens[i] for i in rows]
+        done.append(factors_of(model, own, update, scope, width=width, rows=size, at_a_time=at_a_time))
+        order.append(np.pad(rows, (0, size - len(rows)), "edge"))
+    statistics = PairStatistics(*(jnp.concatenate(v) for v in zip(*(one[1] for one in done), strict=True)))
+    back = np.unique(np.concatenate(order), return_index=True)[1]
+    return tuple(one[0] for one in done), statistics, back
 
 
 def _first(count: int, axis: int) -> tuple[slice, ...]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from smda_jax.jacobian.engines import GIVES, EngineName, Keep
-from smda_jax.jacobian.pull import READOUTS
+from smda_jax.jacobian.pull import READOUTS, prompts_at_a_time
 from smda_jax.model.config import ModelConfig
 from smda_jax.model.llama import linear_sizes, output_sizes
 
@@ -158,35 +158,35 @@ def _finite(w: Workload, limit: int) -> Price:
     return Price({k: v for k, v in price.flop.items() if k != "prompts"}, price.pair_block, price.block)
 
 
-def _contraction(w: Workload, tokens: float | int, readouts: float | int, prompts: float | int, layers: int) -> float | int:
-    """Per pair and prompt."""
+def _contraction(w: Workload, pairs: int, tokens: float | int, readouts: float | int) -> float | int:
+    """Per pair and prompt, in one block, of steps that are matrices already."""
     total = 0.0
     for i, o in linear_sizes(w.config).values():
-        direct = tokens * min(w.pair_tokens * (i + o), i * o) + readouts * tokens * o
-        matrix = readouts * i * o * (1 + tokens / w.pairs) + w.pair_tokens * i * o / prompts
-        total += 2 * min(direct, matrix)
-    return layers * total
+        total += 2 * min(tokens * o * (i + readouts), readouts * i * o * (1 + tokens / pairs))
+    return total
 
 
 def _reverse(w: Workload, limit: int) -> Price:
     c, tokens, depth = w.config, w.prompt_tokens, w.layer + 1
-    largest = max(i * o for i, o in linear_sizes(c).values())
-    kept = w.pair_tokens * (2 * c.layers * c.hidden) + w.scored * (c.vocab + c.hidden)
-    # A step of one operation, the readouts' gradients beside it, and what Factors keeps.
-    pair_block = _clamp(0.3 * limit / (max(2 * largest, kept) * w.itemsize), w.pairs)
+    matrices = sum(i * o for i, o in linear_sizes(c).values())
+    kept = w.pair_tokens * 2 * c.layers * c.hidden + w.scored * (c.vocab + c.hidden)
+    pair_block = _clamp(0.4 * limit / ((matrices + kept) * w.itemsize), w.pairs)
     asked = w.features if w.keep == "features" else w.active
     block = _clamp(
-        0.3 * limit / (tokens * (2 * _widths(c) + 4 * c.hidden) * w.itemsize), max(1, int(w.prompts * max(asked, 1)))
+        0.2 * limit / (tokens * (2 * _widths(c) + 4 * c.hidden) * w.itemsize), max(1, int(w.prompts * max(asked, 1)))
     )
     slot = min(READOUTS, key=lambda r: -(-asked // r) * (r * (pair_block + 2 * tokens) + 2 * tokens)) if asked else 1
     slots = w.prompts * -(-asked // slot)
-    batches_y, batches_x = max(1, w.prompts / block), max(1, slots * slot / block)
     blocks, own = w.pairs / pair_block, unit(c, tokens)
+    chunks = -(-w.prompts // prompts_at_a_time(c, tokens, asked, w.itemsize, limit))
+    contract = w.prompts * c.layers * _contraction(w, pair_block, tokens, 1)
+    contract += slots * depth * _contraction(w, pair_block, tokens, slot)
+    # Each chunk of prompts takes the pairs once more through every block, and forms their matrices there.
+    form = w.pairs * w.pair_tokens * c.layers * (3 * unit(c, w.pair_tokens) + 2.0 * matrices)
     return Price({
-        "pairs": _pair_pass(w) + _recomputed(w, c.layers, batches_y, 3) + _recomputed(w, depth, batches_x, 3),
-        "pull": blocks * tokens * own * (w.prompts * c.layers * 2 + slots * depth * (1 + slot)),
-        "contract": w.pairs * w.prompts * (_contraction(w, tokens, 1, w.prompts / batches_y, c.layers) + _head(w, False))
-        + w.pairs * slots * _contraction(w, tokens, slot, slots / batches_x, depth),
+        "pairs": _pair_pass(w) + chunks * form,
+        "pull": blocks * tokens * own * (w.prompts * c.layers * 4 + slots * depth * 2 * (1 + slot)),
+        "contract": w.pairs * (contract + w.prompts * _head(w, False)),
     }, pair_block, block)  # fmt: skip
 
 

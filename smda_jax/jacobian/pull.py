@@ -1,6 +1,6 @@
 """Engine `reverse` over a data set: batches of readouts go down the layers together."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from smda_jax.jacobian.evaluation import Evaluation, Progress, silent
 from smda_jax.jacobian.factors import Factors
 from smda_jax.jacobian.passes import Delta, for_each
 from smda_jax.jacobian.reverse import Matrices, Reads, Start, matrices, pull_block, pull_embedding, start_h, start_y
+from smda_jax.model.config import ModelConfig
 from smda_jax.model.llama import up_to
 from smda_jax.model.mesh import fetch, rows_of
 from smda_jax.model.precision import jit, numerics
@@ -26,7 +27,7 @@ READOUTS = (1, 2, 4, 8, 16, 32)  # pull-backs of one prompt at a time
 
 def reverse(
     evaluation: Evaluation,
-    steps: Factors,
+    steps: Factors | Sequence[Factors],
     *,
     prompts: Int[np.ndarray, " prompt"] | None = None,
     block: int = 512,
@@ -37,26 +38,34 @@ def reverse(
 
     Args:
         evaluation: from `activations`.
-        steps: from `factors`.
+        steps: from `factors`, or groups of pairs (`passes.in_groups`), whose pairs then follow each other.
         prompts: default all.
         block: readouts that are pulled back at a time.
         inactive: of z also where a feature is not active; NaN there otherwise.
         progress: told the share of the work just done.
     """
     e = evaluation
+    groups = (steps,) if isinstance(steps, Factors) else tuple(steps)
+    pairs = sum(group.pairs for group in groups)
     chosen = np.arange(len(e.tokens)) if prompts is None else prompts
     wanted = np.ones_like(e.active[chosen]) if inactive else e.active[chosen]
-    dz = np.full((steps.pairs, *wanted.shape), np.nan, e.h.dtype)
-    dy = np.zeros((steps.pairs, len(chosen)), e.h.dtype)
+    dz = np.full((pairs, *wanted.shape), np.nan, e.h.dtype)
+    dy = np.zeros((pairs, len(chosen)), e.h.dtype)
     with numerics(e.model.dtype):
         # What is kept of a prompt between the layers: streams, and its readouts' gradients.
         width = max(len(e.tokens[i].ids) for i in chosen.tolist())
-        kept = (e.model.config.layers + 2 * wanted.sum(axis=1).mean()) * width * e.h.shape[1] * steps.embed.dtype.itemsize
-        at_a_time = max(1, int(0.2 * programs.memory_limit() / kept))
+        itemsize = groups[0].embed.dtype.itemsize
+        at_a_time = prompts_at_a_time(e.model.config, width, wanted.sum(axis=1).mean(), itemsize, programs.memory_limit())
         for part in np.array_split(np.arange(len(chosen)), -(-len(chosen) // at_a_time)):
-            _reverse(e, steps, chosen, part, wanted, block, dz, dy)
-            progress(len(part) / len(chosen))
+            share = len(part) / len(chosen)
+            _reverse(e, groups, chosen, part, wanted, block, dz, dy, lambda done, share=share: progress(done * share))
     return Delta(dz, np.where(e.active[chosen][None], dz, np.zeros_like(dz)), dy)
+
+
+def prompts_at_a_time(config: ModelConfig, tokens: float | int, readouts: float | int, itemsize: int, limit: int) -> int:
+    """How many prompts go down the layers together, their streams and their readouts' gradients in a fifth of `limit`."""
+    kept = (config.layers + 2 * float(readouts)) * tokens * config.hidden * itemsize
+    return max(1, int(0.2 * limit / kept))
 
 
 @dataclass
@@ -71,17 +80,18 @@ class _Pull:
 
 def _reverse(
     e: Evaluation,
-    steps: Factors,
+    steps: tuple[Factors, ...],
     chosen: np.ndarray,
     part: np.ndarray,
     wanted: np.ndarray,
     block: int,
     dz: np.ndarray,
     dy: np.ndarray,
+    progress: Progress,
 ) -> None:
     """Fills in the prompts `chosen[part]`: their readouts go down the layers together, whose steps are formed once."""
     config, params, limit = e.model.config, e.model.params, programs.memory_limit()
-    histories, width = len(e.targets.rows), max(map(len, e.targets.rows))
+    histories, width, pairs = len(e.targets.rows), max(map(len, e.targets.rows)), len(dy)
     pulls: list[_Pull] = []
 
     def add_y(some: LengthBlock) -> None:
@@ -91,11 +101,11 @@ def _reverse(
         start = programs.run(start_y, config, params, steps, batch, limit=limit, targets=e.targets, **axes)
 
         def put(total: np.ndarray) -> None:
-            dy[:, rows] = total[:, :, 0].reshape(steps.pairs, -1, histories).sum(axis=2)[:, : len(rows)]
+            dy[:, rows] = total[:, :, 0].reshape(pairs, -1, histories).sum(axis=2)[:, : len(rows)]
 
         pulls.append(_Pull(np.asarray(batch.tokens), start, put))
 
-    row, feature, real = readout_slots(wanted[part], steps.pairs, max(len(e.tokens[i].ids) for i in chosen[part].tolist()))
+    row, feature, real = readout_slots(wanted[part], pairs, max(len(e.tokens[i].ids) for i in chosen[part].tolist()))
     ends = np.array([e.tokens[i].eot + 1 for i in chosen[part].tolist()])
     below = up_to(params, e.site.layer)
 
@@ -111,7 +121,7 @@ def _reverse(
         with numerics(e.h.dtype):
             direction = _directions(e.encoder, jnp.asarray(e.h[own]), jnp.asarray(feature[filled]))
         axes = {"axes": (-1, 0), "out": Start(1, 1, 1)}  # type: ignore[arg-type]
-        static = {"pairs": steps.pairs, "readouts": feature.shape[1]}
+        static = {"pairs": pairs, "readouts": feature.shape[1]}
         start = programs.run(start_h, config, below, tokens, limit=limit, **axes, **static)
         at, k, use = part[row[slots]], feature[slots], real[slots]
 
@@ -123,10 +133,12 @@ def _reverse(
     for_each([len(e.tokens[i].ids) + width for i in chosen[part].tolist()], block, e.slack, add_y)
     if len(row):
         for_each(ends[row].tolist(), max(1, block // feature.shape[1]), e.slack, add_h)
-    scaling = None if steps.scaling is None else steps.scaling.blocks
+    scaling = None if steps[0].scaling is None else steps[0].scaling.blocks
+    kept = tuple(group.stream for group in steps), tuple(group.delta for group in steps)
+    visits = sum(pull.start.stream.shape[0] for pull in pulls)
     for layer in reversed(range(config.layers)):
-        own = jax.tree.map(lambda leaf, layer=layer: leaf[layer], (params.blocks, steps.stream, steps.delta, scaling))
-        even = steps.pairs % rows_of(1) == 0  # each device forms its own pairs' steps, where they can be shared out
+        own = jax.tree.map(lambda leaf, layer=layer: leaf[layer], (params.blocks, *kept, scaling))
+        even = pairs % rows_of(1) == 0  # each device forms its own pairs' steps, where they can be shared out
         out = Matrices(2, 1, 1) if even else Matrices(-1, -1, -1)  # type: ignore[arg-type]
         axes = {"axes": (-1, 0, 0, -1) if even else (-1, -1, -1, -1), "out": out}
         formed = programs.run(matrices, config, *own, limit=limit, **axes)
@@ -138,6 +150,7 @@ def _reverse(
             axes = {"axes": (-1, 0, 1, 1, -1, Reads(0, 1) if reads else -1), "out": (1, 1)}  # type: ignore[arg-type]
             g, total = programs.run(pull_block, config, *args, limit=limit, stream=e.site.stream, **axes)
             pull.start = Start(pull.start.stream[:layer], g, total)
+            progress(1 / visits)
     for pull in pulls:
         args = (steps, pull.tokens, _seen(pull.tokens), pull.start.g, pull.start.total)
         axes = {"axes": (-1, 0, -1, 1, 1), "out": 1}

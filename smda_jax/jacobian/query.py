@@ -5,6 +5,7 @@ each of its coefficients' pathways another (`policy.influence.functionals`).
 """
 
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -13,7 +14,15 @@ from jaxtyping import Array, Float
 
 from smda_jax.data.batches import PairBatch, PromptBatch
 from smda_jax.data.targets import Targets
-from smda_jax.jacobian.factors import Gradient, PairStatistics, gradient, over_layers, squared_norm, step_size
+from smda_jax.jacobian.factors import (
+    Gradient,
+    PairStatistics,
+    gradient,
+    squares_of_linear,
+    squares_of_small,
+    squares_outside,
+    step_size,
+)
 from smda_jax.jacobian.readout import Site, read
 from smda_jax.model.config import ModelConfig
 from smda_jax.model.llama import LINEAR, SCALE, Params, up_to, wide
@@ -95,58 +104,94 @@ def answer(
 ) -> tuple[tuple[Float[Array, "functional pair"], ...], PairStatistics]:
     """Change of every functional under every pair's step: `-η ⟨∂f/∂θ, ∂L[i]/∂θ⟩` (pair axis last)."""
     losses, g = gradient(config, params, batch)
-    statistics = PairStatistics(losses, jnp.sqrt(squared_norm(g)))
-    size = step_size(learning_rate, statistics.gradient_norm, normalised)
-    return tuple(size[None] * dot(g, q.gradient) for q in queries), statistics
+    products, squares = dot(g, tuple(q.gradient for q in queries))
+    norm = jnp.sqrt(squares)
+    size = step_size(learning_rate, norm, normalised)
+    return tuple(size[None] * product for product in products), PairStatistics(losses, norm)
 
 
-def dot(g: Gradient, q: Params) -> Float[Array, "functional pair"]:
-    """`Σ_θ q[m,θ] g[i,θ]`, with g in factored form.
+def dot(g: Gradient, queries: tuple[Params, ...]) -> tuple[tuple[Float[Array, "functional pair"], ...], Float[Array, " pair"]]:
+    """`Σ_θ q[m,θ] g[i,θ]` of every query, and `‖g[i]‖²`, with g in factored form.
 
-    Per linear operation either `Σ_s δ_s · (q a_s)`, or the pair's own gradient formed and multiplied, by which is less work.
+    Per linear operation either `Σ_s δ_s · (q a_s)`, or the pair's own gradient formed and multiplied. The latter takes fewer
+    operations where functionals are many, and gives the norm for nothing; it moves more memory.
     """
-    dtype = wide(g.embed.dtype)
-    functionals = q.embed.shape[0]
+    config, dtype = g.config, wide(g.embed.dtype)
+    form = forms_gradient(sum(q.embed.shape[0] for q in queries), g.tokens.shape[1])
 
     def total(spec: str, a: Array, b: Array) -> Array:
         return jnp.einsum(spec, a, b, preferred_element_type=dtype)
 
-    def linear(a: Array, d: Array, w: Array) -> Array:
-        if _thin(functionals, a.shape[1]):
-            y = jnp.einsum("psi,moi->mpso", a, w)
-            return jnp.sum(y.astype(dtype) * d[None].astype(dtype), axis=(2, 3))
-        own = jnp.einsum("pso,psi->poi", d, a)
-        return total("mx,px->mp", w.reshape(functionals, -1), own.reshape(own.shape[0], -1))
+    def thin(a: Array, d: Array, w: Array) -> Array:
+        y = jnp.einsum("psi,moi->mpso", a, w)
+        return jnp.sum(y.astype(dtype) * d[None].astype(dtype), axis=(2, 3))
 
-    def layer(sum_: Array, inputs: dict[str, Array], deltas: dict[str, Array], q: Any) -> Array:
+    def layer(sums: tuple[tuple[Array, ...], Array], xs: tuple[Any, ...]) -> tuple[tuple[tuple[Array, ...], Array], None]:
+        (products, squares), (inputs, deltas, blocks) = (list(sums[0]), sums[1]), xs
         for name, source in LINEAR.items():
-            own = getattr(q, name)
-            sum_ = sum_ + linear(inputs[source], deltas[name], own.w)
-            if own.b is not None:
-                sum_ = sum_ + total("mo,po->mp", own.b, deltas[name].sum(axis=1))
+            a, d = inputs[source], deltas[name]
+            own = jnp.einsum("pso,psi->poi", d, a).reshape(d.shape[0], -1) if form else None
+            if own is not None:
+                squares = squares + total("px,px->p", own, own)
+            for i, block in enumerate(blocks):
+                q = getattr(block, name)
+                product = thin(a, d, q.w) if own is None else total("mx,px->mp", q.w.reshape(q.w.shape[0], -1), own)
+                products[i] = products[i] + product
+                if q.b is not None:
+                    products[i] = products[i] + total("mo,po->mp", q.b, d.sum(axis=1))
         for name, source in SCALE.items():
-            sum_ = sum_ + total("mh,ph->mp", getattr(q, name), jnp.sum(inputs[source] * deltas[name], axis=1))
-        return sum_
+            own = jnp.sum(inputs[source] * deltas[name], axis=1)
+            for i, block in enumerate(blocks):
+                products[i] = products[i] + total("mh,ph->mp", getattr(block, name), own)
+        squares = squares + squares_of_small(config, inputs, deltas)
+        if not form:
+            squares = squares + squares_of_linear(inputs, deltas)
+        return (tuple(products), squares), None
 
-    sum_ = jnp.zeros((functionals, g.tokens.shape[0]), dtype)
-    sum_ = over_layers(g, sum_, layer, q.blocks)
-    sum_ = sum_ + total("mh,ph->mp", q.final_norm, jnp.sum(g.final_unit * g.final_norm, axis=1))
-    top = q.embed if q.unembed is None else q.unembed
-    if _thin(functionals, g.head.shape[1]):
+    # Queries of z alone reach up to the site's layer: the deepest first, so that those that reach a layer are the first few.
+    depth = [q.blocks.attn_norm.shape[0] for q in queries]
+    order = sorted(range(len(queries)), key=lambda i: -depth[i])
+    zeros = [jnp.zeros((queries[i].embed.shape[0], g.tokens.shape[0]), dtype) for i in order]
+    products, squares = zeros, squares_outside(g).astype(dtype)
+    for start, stop in pairwise([0, *sorted({*depth, config.layers})]):
+        reach = [queries[i].blocks for i in order if depth[i] >= stop]
+        inputs, deltas = jax.tree.map(lambda leaf, a=start, b=stop: leaf[a:b], (g.inputs, g.deltas))
+        blocks = [jax.tree.map(lambda leaf, a=start, b=stop: leaf[a:b], block) for block in reach]
+        (some, squares), _ = jax.lax.scan(layer, (tuple(products[: len(reach)]), squares), (inputs, deltas, blocks))
+        products = [*some, *products[len(reach) :]]
+    rest = [tables(g, queries[i]) for i in order]
+    by_query = dict(zip(order, (a + b for a, b in zip(products, rest, strict=True)), strict=True))
+    return tuple(by_query[i] for i in range(len(queries))), squares
+
+
+def forms_gradient(functionals: int, tokens: int) -> bool:
+    """Whether `dot` forms each pair's gradient: for one functional both ways take as many operations, and the norm decides.
+
+    Where operations are what is scarce, that is; an accelerator waits for memory.
+    """
+    return functionals * tokens > tokens + functionals or jax.default_backend() == "cpu"
+
+
+def tables(g: Gradient, q: Params) -> Float[Array, "functional pair"]:
+    """The part of `dot` in the embedding, the final norm and the unembedding."""
+    dtype, functionals = wide(g.embed.dtype), q.embed.shape[0]
+
+    def total(spec: str, a: Array, b: Array) -> Array:
+        return jnp.einsum(spec, a, b, preferred_element_type=dtype)
+
+    sum_ = total("mh,ph->mp", q.final_norm, jnp.sum(g.final_unit * g.final_norm, axis=1))
+    positions = g.head.shape[1]
+    if functionals * positions <= positions + functionals:
         looked_up = jnp.sum(q.embed[:, g.tokens].astype(dtype) * g.embed[None].astype(dtype), axis=(2, 3))
-        return sum_ + looked_up + linear(g.head_in, g.head, top)
+        top = jnp.einsum("psh,mvh->mpsv", g.head_in, q.embed if q.unembed is None else q.unembed)
+        return sum_ + looked_up + jnp.sum(top.astype(dtype) * g.head[None].astype(dtype), axis=(2, 3))
 
-    def tables(one: tuple[Array, ...]) -> Array:
+    def one(pair: tuple[Array, ...]) -> Array:
         # One pair at a time: its table is as large as the model's own.
-        tokens, d, head_in, head = one
+        tokens, d, head_in, head = pair
         up = jnp.einsum("sv,sh->vh", head, head_in)
         down = jnp.zeros_like(up) if q.unembed is not None else up
-        down = down.at[tokens].add(d)
-        both = total("mvh,vh->m", q.embed, down)
+        both = total("mvh,vh->m", q.embed, down.at[tokens].add(d))
         return both if q.unembed is None else both + total("mvh,vh->m", q.unembed, up)
 
-    return sum_ + jax.lax.map(tables, (g.tokens, g.embed, g.head_in, g.head)).T
-
-
-def _thin(functionals: int, tokens: int) -> bool:
-    return functionals * tokens <= tokens + functionals
+    return sum_ + jax.lax.map(one, (g.tokens, g.embed, g.head_in, g.head)).T

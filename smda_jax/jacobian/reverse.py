@@ -51,18 +51,23 @@ class Matrices(NamedTuple):
 def matrices(
     config: ModelConfig,
     p: Block,
-    stream: Float[Array, "pair token hidden"],
-    delta: Float[Array, "pair token hidden"],
+    stream: tuple[Float[Array, "_ _ hidden"], ...],
+    delta: tuple[Float[Array, "_ _ hidden"], ...],
     scaling: Block | None,
 ) -> Matrices:
-    """The pairs' steps in the block `p`, from what `Factors` keeps of it."""
-    steps = jax.vmap(partial(block_steps, config, p, scaling=scaling))(stream, delta)
-    merged = {name: jax.vmap(lambda one: one.merged())(steps[name]) for name in LINEAR}
-    return Matrices(
-        {name: jnp.moveaxis(step.w, 0, 2) for name, step in merged.items()},
-        {name: step.b.T for name, step in merged.items() if step.b is not None},
-        {name: steps[name].g.T for name in SCALE},
-    )
+    """The pairs' steps in the block `p`, from what the `Factors` of each group keep of it."""
+
+    def group(stream: Array, delta: Array) -> Matrices:
+        steps = jax.vmap(partial(block_steps, config, p, scaling=scaling))(stream, delta)
+        merged = {name: jax.vmap(lambda one: one.merged())(steps[name]) for name in LINEAR}
+        return Matrices(
+            {name: jnp.moveaxis(step.w, 0, 2) for name, step in merged.items()},
+            {name: step.b.T for name, step in merged.items() if step.b is not None},
+            {name: steps[name].g.T for name in SCALE},
+        )
+
+    groups = [group(*one) for one in zip(stream, delta, strict=True)]
+    return groups[0] if len(groups) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=-1), *groups)
 
 
 class Start(NamedTuple):
@@ -74,10 +79,9 @@ class Start(NamedTuple):
 
 
 @partial(jit, static_argnames=("config", "targets"))
-def start_y(config: ModelConfig, params: Params, steps: Factors, batch: PromptBatch, targets: Targets) -> Start:
+def start_y(config: ModelConfig, params: Params, steps: tuple[Factors, ...], batch: PromptBatch, targets: Targets) -> Start:
     """Runs prompts, and pulls Y back through the head: one readout per row (prompt and target history)."""
     tokens, answer = jnp.asarray(batch.tokens), jnp.asarray(batch.answer)
-    taps = steps.steps()
     hidden = run_blocks(config, params, embed(params, tokens), keep=("resid_pre",))
 
     def behaviour(x: Array, tree: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
@@ -89,14 +93,15 @@ def start_y(config: ModelConfig, params: Params, steps: Factors, batch: PromptBa
     # Prompts do not interact: the gradient of their sum is each one's own.
     at_answer, g = pull(jnp.ones_like(y))
 
-    def through(name: str, x: Array) -> Array:
-        step = taps.tree[name]
+    def through(step: object, name: str, x: Array) -> Array:
         if isinstance(step, ScaleStep):
             return jnp.einsum("ph,bh->pb", step.g, jnp.sum(x * g[name], axis=1))
         each = (x, g[name])
         return jax.lax.map(lambda one: jnp.einsum("pto,to->p", inject(step, one[0][None])[:, 0], one[1]), each).T
 
-    total = through("final_norm", inputs["final_unit"]) + through("unembed", inputs["final_in"])
+    trees = [group.steps().tree for group in steps]
+    reads = {"final_norm": inputs["final_unit"], "unembed": inputs["final_in"]}
+    total = jnp.concatenate([sum(through(tree[name], name, x) for name, x in reads.items()) for tree in trees])
     _, spread = jax.vjp(lambda x: at_tokens(x, answer), hidden.x)
     return Start(hidden.kept["resid_pre"], spread(at_answer)[0][None], total[:, :, None])
 
@@ -152,7 +157,7 @@ def pull_block(
 @partial(jit, static_argnames="config")
 def pull_embedding(
     config: ModelConfig,
-    steps: Factors,
+    steps: tuple[Factors, ...],
     tokens: Int[Array | np.ndarray, "prompt token"],
     seen: Int[Array | np.ndarray, " kind"],
     g: Float[Array, "readout prompt token hidden"],
@@ -162,7 +167,8 @@ def pull_embedding(
 
     A token's row moves the same way wherever it stands.
     """
-    rows = inject(steps.steps().tree["embed"], jnp.asarray(seen)[None])[:, 0]
+    tables = [group.steps().tree["embed"] for group in steps]
+    rows = jnp.concatenate([inject(table, jnp.asarray(seen)[None])[:, 0] for table in tables])
     index = jnp.searchsorted(jnp.asarray(seen), jnp.asarray(tokens))
     each = (index, jnp.swapaxes(g, 0, 1))
     out = jax.lax.map(lambda one: jnp.einsum("pth,rth->pr", rows[:, one[0]], one[1]), each)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -48,7 +47,7 @@ class Blocks:
 
     @cached_property
     def _blocks(self) -> list[LengthBlock]:
-        # Reverse pulls every prompt back once per block: few blocks are worth more than little padding.
+        # Reverse pulls every prompt back once per block, and groups the pairs in a block by length itself.
         slack = np.inf if self.plan.engine == "reverse" else SLACK
         return list(blocks_by_length([len(t.ids) for t in self.inputs.pair_tokens], self.plan.pair_block, slack))
 
@@ -92,19 +91,19 @@ class Blocks:
         """How many prompts, or functionals, a complete block holds."""
         return self.questions.count if self.plan.engine == "query" else len(self.evaluation.tokens)
 
-    def _done(self, name: str) -> list[int]:
+    def _done(self, name: str) -> set[int]:
         key = "functional" if self.plan.engine == "query" else "prompt"
-        return [int(i) for part in self.run.parts(name) for i in self.run.load(part, only=(key,))[key]]
+        return {int(i) for part in self.run.parts(name) for i in self.run.load(part, only=(key,))[key]}
 
-    def _push(self, done: dict[str, list[int]], advance: Callable[[float], None]) -> None:
+    def _push(self, done: dict[str, set[int]], advance: Callable[[float], None]) -> None:
         """Engines that give changes prompt by prompt."""
         prompts = len(self.evaluation.tokens)
         for (name, rows), block in zip(self, self._blocks, strict=True):
-            missing = np.setdiff1d(np.arange(prompts), done[name])
+            missing = np.setdiff1d(np.arange(prompts), list(done[name]))
             if not len(missing):
                 continue
             share = len(rows) / len(self.inputs.pairs)
-            steps, statistics = self._factors(block)
+            steps, statistics, back = self._factors(block)
             estimate = self.seconds * share * len(missing) / prompts
             parts = int(max(1, min(estimate / PART_SECONDS, len(missing) / max(self.plan.block, 1))))
             # Prompts of like length together, so that every part has few widths.
@@ -112,62 +111,75 @@ class Blocks:
             for some in np.array_split(order, parts):
                 some = np.sort(some)
                 weight = share * len(some) / prompts
-                delta = self._engine(block, steps, some, lambda done, weight=weight: advance(done * weight))
+                delta = self._engine(block, steps, back, some, lambda done, weight=weight: advance(done * weight))
                 self._save(name, rows, statistics, some, delta)
 
     def _save(self, name: str, rows: np.ndarray, statistics: PairStatistics, prompts: np.ndarray, delta: Delta) -> None:
-        z, x, y = (v[: len(rows)] for v in (delta.z, delta.x, delta.y))
-        fine = np.array([bool(np.isfinite(a).all() and np.isfinite(b).all()) for a, b in zip(x, y, strict=True)])
+        fine = np.array([bool(np.isfinite(a).all() and np.isfinite(b).all()) for a, b in zip(delta.x, delta.y, strict=True)])
         self._refuse(rows, fine, "the step on it")
-        out = {"pair": rows, "prompt": prompts, **self._statistics(rows, statistics), "delta_z": z, "delta_y": y}
+        out = {"pair": rows, "prompt": prompts, **statistics._asdict(), "delta_z": delta.z, "delta_y": delta.y}
         if self.plan.engine == "finite":  # first-order ΔX is the gate times ΔZ; a true step may also open and close gates
-            out["delta_x"] = x
+            out["delta_x"] = delta.x
         if delta.h is not None:
-            out["delta_h"] = delta.h[: len(rows)]
+            out["delta_h"] = delta.h
         self.run.save_part(name, out)
 
-    def _factors(self, block: LengthBlock) -> tuple[Factors, PairStatistics]:
+    def _factors(self, block: LengthBlock) -> tuple[Factors | tuple[Factors, ...], PairStatistics, np.ndarray]:
+        """Steps of a block of pairs, their statistics, and which rows of what an engine makes of them are the block's."""
         rows, width, size = block
-        tokens = [self.inputs.pair_tokens[i] for i in rows]
+        tokens, scope = [self.inputs.pair_tokens[i] for i in rows], self.config.loss_scope
         shape = {"width": width, "rows": size, "positions": self._scored[width]}
         at_a_time = 16
         while True:
             try:
-                steps, statistics = passes.factors_of(
-                    self.inputs.model, tokens, self.update, self.config.loss_scope, at_a_time=at_a_time, **shape
-                )
+                if self.plan.engine == "reverse":
+                    steps, found, back = passes.in_groups(self.inputs.model, tokens, self.update, scope, at_a_time=at_a_time)
+                else:
+                    back = np.arange(len(rows))
+                    steps, found = passes.factors_of(
+                        self.inputs.model, tokens, self.update, scope, at_a_time=at_a_time, **shape
+                    )
                 break
             except TooLargeError:
                 if at_a_time == 1:
                     raise
                 at_a_time //= 2
-        loss, norm = (np.asarray(v, np.float64)[: len(rows)] for v in statistics)
-        self._refuse(rows, np.isfinite(loss) & np.isfinite(norm), "its loss or gradient")
-        return steps, statistics
+        statistics = PairStatistics(*(np.asarray(v, np.float64)[back] for v in found))
+        self._refuse(rows, np.isfinite(statistics.loss) & np.isfinite(statistics.gradient_norm), "its loss or gradient")
+        return steps, statistics, back
 
-    def _engine(self, block: LengthBlock, steps: Factors, prompts: np.ndarray, progress: Callable[[float], None]) -> Delta:
+    def _engine(
+        self,
+        block: LengthBlock,
+        steps: Factors | tuple[Factors, ...],
+        back: np.ndarray,
+        prompts: np.ndarray,
+        progress: Callable[[float], None],
+    ) -> Delta:
         """The engine on a block of pairs; where the block itself is too large for memory, on its halves."""
         e, engine, size = self.evaluation, self.plan.engine, self.plan.block
         try:
             if engine == "reverse":
-                inactive = self.plan.keep == "features"
-                return pull.reverse(e, steps, prompts=prompts, block=size, inactive=inactive, progress=progress)
-            push = passes.finite if engine == "finite" else passes.forward
-            residual = self.plan.keep == "residual"
-            return push(e, steps, prompts=prompts, block=size, residual=residual, progress=progress)
+                # Without the gate every row is read, be it kept or not.
+                inactive = self.plan.keep == "features" or self.config.gate == "off"
+                out = pull.reverse(e, steps, prompts=prompts, block=size, inactive=inactive, progress=progress)
+            else:
+                assert isinstance(steps, Factors)
+                push = passes.finite if engine == "finite" else passes.forward
+                residual = self.plan.keep == "residual"
+                out = push(e, steps, prompts=prompts, block=size, residual=residual, progress=progress)
+            return Delta(*(None if v is None else v[back] for v in out))  # type: ignore[arg-type]
         except TooLargeError:
             if block.size == 1:
                 raise
-            half = -(-block.size // 2)
-            padded = np.pad(block.rows, (0, block.size - len(block.rows)), "edge")
-            halves = []
-            for rows in (padded[:half], padded[half:]):
-                part = LengthBlock(rows, block.width, len(rows))
-                steps, _ = self._factors(part)
-                halves.append(self._engine(part, steps, prompts, lambda done: progress(done / 2)))
-            return Delta(*(None if a is None else np.concatenate([a, b]) for a, b in zip(*halves, strict=True)))  # type: ignore[arg-type]
+            half, halves = -(-block.size // 2), []
+            for start in range(0, len(block.rows), half):
+                part = LengthBlock(block.rows[start : start + half], block.width, half)
+                steps, _, back = self._factors(part)
+                halves.append(self._engine(part, steps, back, prompts, lambda done: progress(done / 2)))
+            return Delta(*(None if v[0] is None else np.concatenate(v) for v in zip(*halves, strict=True)))  # type: ignore[arg-type]
 
-    def _answer(self, done: dict[str, list[int]], advance: Callable[[float], None]) -> None:
+    def _answer(self, done: dict[str, set[int]], advance: Callable[[float], None]) -> None:
         """Engine query: functionals, a group at a time, against all pairs."""
         f = self.questions
         missing = [i for i in range(f.count) if any(i not in own for own in done.values())]
@@ -175,34 +187,31 @@ class Blocks:
             ids = missing[start : start + f.at_a_time]
             queries = f.pull(self.evaluation, ids, self.update.scaling, self.plan.block)
             for (name, rows), (_, width, size) in zip(self, self._blocks, strict=True):
-                if set(ids) <= set(done[name]):
+                if set(ids) <= done[name]:
                     continue
                 tokens = [self.inputs.pair_tokens[i] for i in rows]
                 shape = {"width": width, "rows": size, "positions": self._scored[width]}
                 values, statistics = self._ask(tokens, queries, shape)
-                fine = np.isfinite(values).all(axis=0) & np.isfinite(np.asarray(statistics.loss))
+                fine = np.isfinite(values).all(axis=0) & np.isfinite(statistics.loss)
                 self._refuse(rows, fine, "its loss, gradient or step")
                 self.run.save_part(
                     name,
-                    {"pair": rows, **self._statistics(rows, statistics), "functional": np.array(ids), "value": values},
+                    {"pair": rows, **statistics._asdict(), "functional": np.array(ids), "value": values},
                 )
                 advance(len(rows) / len(self.inputs.pairs) * len(ids) / f.count)
 
     def _ask(self, tokens: list, queries: tuple, shape: dict[str, int]) -> tuple[np.ndarray, PairStatistics]:
         try:
             values, statistics = passes.answer(self.inputs.model, tokens, queries, self.update, self.config.loss_scope, **shape)
+            statistics = PairStatistics(*(np.asarray(v, np.float64) for v in statistics))
             return np.concatenate(values).astype(np.float64), statistics
         except TooLargeError:
             if shape["rows"] == 1:
                 raise
             half = -(-shape["rows"] // 2)
             parts = [self._ask(some, queries, shape | {"rows": half}) for some in (tokens[:half], tokens[half:]) if some]
-            statistics = PairStatistics(*(jnp.concatenate(v) for v in zip(*(s for _, s in parts), strict=True)))
+            statistics = PairStatistics(*(np.concatenate(v) for v in zip(*(s for _, s in parts), strict=True)))
             return np.concatenate([v for v, _ in parts], axis=1), statistics
-
-    def _statistics(self, rows: np.ndarray, s: PairStatistics) -> dict[str, np.ndarray]:
-        loss, norm = (np.asarray(v, np.float64)[: len(rows)] for v in s)
-        return {"loss": loss, "gradient_norm": norm}
 
     def _refuse(self, rows: np.ndarray, fine: np.ndarray, what: str) -> None:
         if not fine.all():
