@@ -1,6 +1,7 @@
 """Factors and engines against the oracle: weights really moved, in float64."""
 
 import functools
+import inspect
 import shutil
 from functools import partial
 
@@ -147,7 +148,7 @@ def test_query_equals_moved_weights(checkpoints, kind, dtype, site, scope, width
             scale = np.abs(z).sum() / m * np.abs(dh @ W).max() + np.abs(y).sum() / m * np.abs(dy).max()
             ways = [(z, y, through_x + through_y)] + [(z, None, through_x), (None, y, through_y)] * (kind == "llama_untied_mha")
             queries = tuple(query(config, params, batch, encoder, a, b, TARGETS, Site(*site)) for a, b, _ in ways)
-            answers, found = jax.jit(partial(answer.__wrapped__, config))(params, block, queries, jnp.asarray(ETA))
+            answers, found = jax.jit(partial(inspect.unwrap(answer), config))(params, block, queries, jnp.asarray(ETA))
             close(found.loss, loss, tolerance)
             close(found.gradient_norm, norm, tolerance)
             for value, (_, _, want) in zip(answers, ways, strict=True):
@@ -324,8 +325,8 @@ def evaluation():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", oracle.KINDS)
-def test_engines_in_float32_on_the_device_equal_moved_weights(checkpoints, kind):
+def test_engines_in_float32_on_the_device_equal_moved_weights(checkpoints, kind, monkeypatch):
     """TF32 products would miss this by two digits."""
     case = (kind, "float32", ("resid_post", 1), "response", 32)
     test_first_order_engines_equal_moved_weights(checkpoints, *case)
-    test_query_equals_moved_weights(checkpoints, *case)
+    test_query_equals_moved_weights(checkpoints, *case, monkeypatch)

@@ -59,7 +59,7 @@ def shared_length(prompts: Sequence[PromptTokens]) -> int:
     return next((i for i, (a, b) in enumerate(zip(first[:limit], last[:limit], strict=False)) if a != b), limit)
 
 
-SLACK = 1.1
+SLACK = 1.15
 WORTH = 64  # tokens that a further width must save: fewer take less time than compiling for it
 
 

@@ -112,14 +112,14 @@ def in_groups(
     """
     # Devices share out every group: several would be told apart on each.
     slack = np.inf if is_spread() else SLACK
-    parts = list(blocks_by_length([len(t.ids) for t in tokens], len(tokens), slack))
     done, order = [], []
-    for rows, width, _ in parts:
+    for rows, width, _ in blocks_by_length([len(t.ids) for t in tokens], len(tokens), slack):
         size = rows_of(len(rows))
         own = [tokens[i] for i in rows]
         done.append(factors_of(model, own, update, scope, width=width, rows=size, at_a_time=at_a_time))
         order.append(np.pad(rows, (0, size - len(rows)), "edge"))
-    statistics = PairStatistics(*(jnp.concatenate(v) for v in zip(*(one[1] for one in done), strict=True)))
+    found = zip(*(one[1] for one in done), strict=True)
+    statistics = PairStatistics(*(np.concatenate([fetch(part) for part in parts]) for parts in found))
     back = np.unique(np.concatenate(order), return_index=True)[1]
     return tuple(one[0] for one in done), statistics, back
 
@@ -313,7 +313,7 @@ def answer(
         axes = {"axes": (-1, 0, -1, -1), "out": (1, 0)}
         out, statistics = programs.run(query.answer, model.config, *args, limit=limit, normalised=normalised, **axes)
     n = len(tokens)
-    return [fetch(v)[:, :n] for v in out], PairStatistics(*(jnp.asarray(fetch(v)[:n]) for v in statistics))
+    return [fetch(v)[:, :n] for v in out], PairStatistics(*(fetch(v)[:n] for v in statistics))
 
 
 _factors = jit(factor_block, static_argnames=("config", "normalised"))

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 DType = Literal["float32", "bfloat16", "float64"]
 
 # On jax 0.10 the CPU compiler's YNN fusions compute some float32 products of batched attention gradients wrongly, by tens of
-# per cents, at sizes that no small test reaches (tests/test_engines.py has one that does). 0.12 is free of it.
-_WITHOUT_YNN = {"xla_cpu_experimental_ynn_fusion_type": ""}
-jit = partial(jax.jit, compiler_options=_WITHOUT_YNN if jax.__version_info__ < (0, 12) else None)
+# per cents, at sizes that no small test reaches (tests/test_engines.py has one that does); and its fusion emitters take three
+# times as long to compile programs that run as fast. 0.12 has neither.
+_OF_OLD = {"xla_cpu_experimental_ynn_fusion_type": "", "xla_cpu_use_fusion_emitters": False}
+jit = partial(jax.jit, compiler_options=_OF_OLD if jax.__version_info__ < (0, 12) else None)
 
 
 @contextmanager

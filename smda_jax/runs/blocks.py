@@ -16,6 +16,7 @@ from smda_jax.jacobian.factors import Factors, PairStatistics
 from smda_jax.jacobian.passes import Delta, Update
 from smda_jax.jacobian.plan import Plan
 from smda_jax.jacobian.programs import TooLargeError
+from smda_jax.model.mesh import fetch
 from smda_jax.runs.config import Attribute
 from smda_jax.runs.inputs import Inputs
 from smda_jax.runs.questions import Questions
@@ -144,7 +145,7 @@ class Blocks:
                 if at_a_time == 1:
                     raise
                 at_a_time //= 2
-        statistics = PairStatistics(*(np.asarray(v, np.float64)[back] for v in found))
+        statistics = PairStatistics(*(fetch(v).astype(np.float64)[back] for v in found))
         self._refuse(rows, np.isfinite(statistics.loss) & np.isfinite(statistics.gradient_norm), "its loss or gradient")
         return steps, statistics, back
 
@@ -203,7 +204,7 @@ class Blocks:
     def _ask(self, tokens: list, queries: tuple, shape: dict[str, int]) -> tuple[np.ndarray, PairStatistics]:
         try:
             values, statistics = passes.answer(self.inputs.model, tokens, queries, self.update, self.config.loss_scope, **shape)
-            statistics = PairStatistics(*(np.asarray(v, np.float64) for v in statistics))
+            statistics = PairStatistics(*(v.astype(np.float64) for v in statistics))
             return np.concatenate(values).astype(np.float64), statistics
         except TooLargeError:
             if shape["rows"] == 1:
