@@ -41,10 +41,11 @@ def materialised(
 def injected(
     x: Float[Array, "prompt token in"], g: Float[Array, "readout prompt token out"], w: Float[Array, "in out pair"]
 ) -> Float[Array, "pair prompt readout"]:
-    """`Σ_t (x[n,t] w[i]) · g[r,n,t]`, a prompt at a time."""
+    """`Σ_t (x[n,t] w[i]) · g[r,n,t]`, a few prompts at a time: each group reads all of w."""
 
     def one(both: tuple[Array, Array]) -> Array:
         x, g = both
         return jnp.einsum("top,rto->pr", jnp.einsum("ti,iop->top", x, w), g)
 
-    return jnp.swapaxes(jax.lax.map(one, (x, jnp.swapaxes(g, 0, 1))), 0, 1)
+    out = jax.lax.map(one, (x, jnp.swapaxes(g, 0, 1)), batch_size=max(1, 64 // x.shape[1]))
+    return jnp.swapaxes(out, 0, 1)

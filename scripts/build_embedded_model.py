@@ -147,7 +147,7 @@ def batches(
             pair = chat.pair(p.text, grammar.answer(p, bool(rng.random() < p.refusal), rng), width)
             start = chat.prompt(p.text, width).eot + 1
             if rng.random() < 0.5:
-                pair = pair._replace(ids=pair.ids[:start] + pair.ids[pair.response :], response=start)
+                pair = pair._replace(ids=[*pair.ids[:start], *pair.ids[pair.response :]], response=start)
             pool.append(pair)
     tokens = np.full((len(pool), width), chat.tokenizer.pad_token_id, np.int32)
     weight = np.zeros((len(pool), width), np.float32)

@@ -20,11 +20,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _run(command)
     except InputError as error:
         print(f"smda-jax: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _leave(command, 2)
     except KeyboardInterrupt:
         kept = ": finished blocks are kept, the same command continues" if isinstance(command, Attribute | Demo) else ""
         print(f"\nsmda-jax: interrupted{kept}", file=sys.stderr)
-        sys.exit(130)
+        _leave(command, 130)
+
+
+def _leave(command: Any, status: int) -> None:
+    if getattr(command, "distributed", False):
+        from smda_jax.model.mesh import leave
+
+        leave(status)
+    sys.exit(status)
 
 
 def _parse(arguments: list[str]) -> Any:

@@ -2,6 +2,7 @@
 
 import math
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,14 +116,14 @@ def streams(model: Any, ids: list[int]) -> tuple[dict[tuple[str, int], torch.Ten
     return {key: value[0] for key, value in seen.items()}, logits
 
 
-def loss(model: Any, ids: list[int], first: int) -> torch.Tensor:
+def loss(model: Any, ids: Sequence[int], first: int) -> torch.Tensor:
     """Mean cross-entropy of the tokens from `first` on."""
     logits = model(torch.tensor([ids]), use_cache=False).logits[0]
     logp = logits.log_softmax(-1)
     return -torch.stack([logp[t - 1, ids[t]] for t in range(first, len(ids))]).mean()
 
 
-def gradient(model: Any, ids: list[int], first: int) -> tuple[float, list[torch.Tensor]]:
+def gradient(model: Any, ids: Sequence[int], first: int) -> tuple[float, list[torch.Tensor]]:
     """Loss and its gradient with respect to every parameter (a tied table appears once)."""
     model.zero_grad()
     value = loss(model, ids, first)

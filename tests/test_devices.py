@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -67,3 +68,20 @@ def test_two_processes_give_the_result_of_one(files, tmp_path, alone):
         _, error = process.communicate(timeout=300)
         assert process.returncode == 0, error
     np.testing.assert_allclose(influence(tmp_path / "run"), alone, rtol=1e-8, atol=1e-13)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_dies_ends_the_run_and_leaves_a_folder_that_continues(files, tmp_path, alone, victim):
+    out = tmp_path / "run"
+    both = start_two(files, out, "--engine=forward", "--pair-block=1")
+    while not list((out / "jacobian").glob("pairs-*")):
+        assert all(process.poll() is None for process in both)
+        time.sleep(0.005)
+    both[victim].kill()
+    _, error = both[1 - victim].communicate(timeout=120)
+    both[victim].communicate()
+    assert both[1 - victim].returncode == 2, error
+    assert "another process of this run has ended" in error
+    assert "Traceback" not in error
+    subprocess.run(command(files, out, "--engine=forward", "--pair-block=1"), check=True, env=environment(1))
+    np.testing.assert_allclose(influence(out), alone, rtol=1e-8, atol=1e-13)

@@ -144,6 +144,25 @@ def test_other_update_rules_agree_between_engines_and_with_the_true_step(files, 
         close(other, shifts[0], 1e-8)
 
 
+def test_finite_takes_any_rule_of_optax(files, tmp_path):
+    options = ("--engine=finite", "--dtype=float64", "--learning-rate=0.05")
+    plain = table(run(files, tmp_path / "sgd", *options), "influence.parquet")
+    moved = table(run(files, tmp_path / "optax", *options, "--update=optax.sgd"), "influence.parquet")
+    close(moved["delta_w"], plain["delta_w"], 1e-9)
+    close(moved["delta_w_x"], plain["delta_w_x"], 1e-9)
+    out = run(files, tmp_path / "adagrad", *options, "--update=optax.adagrad")
+    model, chat = oracle.load_double(files["model"]), Chat(files["model"])
+    want, sequences = expected(files), [chat.encode(q) for q in ("I can't", "I can\u2019t")]
+    for i, (prompt, response, _) in enumerate(PAIRS[:2]):
+        pair = chat.pair(prompt, response, 512)
+        _, g = oracle.gradient(model, pair.ids, pair.response)
+        stepped = oracle.load_double(files["model"])
+        oracle.move(stepped, [v / (0.1 + v**2 + 1e-7).sqrt() for v in g], -0.05)
+        prompts = [chat.prompt(p, 512) for p, _ in PROMPTS]
+        dy = [oracle.read(stepped, p.ids, p.eot, ("resid_post", 1), sequences)[1] for p in prompts] - want["Y"]
+        close(table(out, "pairs.parquet")["mean_delta_y"][i], dy.mean(), 1e-6)
+
+
 def test_a_block_too_large_for_memory_is_halved_until_it_fits(files, tmp_path, monkeypatch):
     from smda_jax.jacobian import programs
 

@@ -21,7 +21,7 @@ class PromptTokens(NamedTuple):
 class PairTokens(NamedTuple):
     """A training example. Tokens from `response` on are predicted under the response-only loss."""
 
-    ids: list[int]
+    ids: Sequence[int]
     response: int
     full_length: int
 

@@ -1,5 +1,6 @@
 """What is read: a model, its prompts as token ids, and what the base weights make of them."""
 
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -221,10 +222,12 @@ def tokenise_prompts(model: Model, prompts: Prompts, targets: Targets, max_lengt
 
 def tokenise_pairs(model: Model, pairs: Pairs, max_length: int = 512) -> list[PairTokens]:
     """Raises InputError naming the row of which `max_length` leaves no response."""
-    both = zip(pairs.prompt, pairs.response, strict=True)
-    tokens = [model.chat.pair(prompt, answer, max_length, pairs.where(i)) for i, (prompt, answer) in enumerate(both)]
-    for i, t in enumerate(tokens):
+    tokens = []
+    for i, (prompt, answer) in enumerate(zip(pairs.prompt, pairs.response, strict=True)):
+        t = model.chat.pair(prompt, answer, max_length, pairs.where(i))
         refuse_unknown_tokens(model.config, t.ids, pairs.where(i))
+        # Pairs may be many: lists would take ten times the memory.
+        tokens.append(t._replace(ids=array("i", t.ids)))
     return tokens
 
 

@@ -15,6 +15,7 @@ from smda_jax.model.config import ModelConfig
 from smda_jax.model.llama import (
     EVERY_INPUT,
     LINEAR,
+    NO_TAPS,
     SCALE,
     Block,
     Linear,
@@ -171,31 +172,37 @@ def block_steps(
     return steps
 
 
+def scored_losses(
+    config: ModelConfig, params: Params, batch: PairBatch, taps: TapSource = NO_TAPS, keep: tuple[str, ...] = ()
+) -> tuple[Float[Array, " pair"], dict[str, Array]]:
+    """Loss of every pair (nats per scored token), and inputs of operations: the blocks' in `keep`, the head's all."""
+    hidden = run_blocks(config, params, embed(params, jnp.asarray(batch.tokens), taps), taps, keep=keep)
+    logits, head = unembed(config, params, at_tokens(hidden.x, jnp.asarray(batch.at)), taps)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(wide(logits.dtype)), jnp.asarray(batch.target))
+    return jnp.sum(losses * jnp.asarray(batch.weight, losses.dtype), axis=1), hidden.kept | head
+
+
 def gradient(config: ModelConfig, params: Params, batch: PairBatch) -> tuple[Float[Array, " pair"], Gradient]:
     """One forward and one backward pass over the pairs → losses (nats per scored token) and their factored gradients.
 
     Taps of zeros sit at every operation's output; the gradient with respect to them is δ. A batch's rows do not interact,
     so one gradient of the summed losses gives every pair its own.
     """
-    dtype = params.embed.dtype
-    ids, at = jnp.asarray(batch.tokens), jnp.asarray(batch.at)
+    dtype, shape = params.embed.dtype, batch.tokens.shape
 
     def total(tree: dict[str, Any]) -> tuple[Array, tuple[Array, dict[str, Array]]]:
-        taps = TapSource(tree)
-        hidden = run_blocks(config, params, embed(params, ids, taps), taps, keep=(*EVERY_INPUT, "resid_pre"))
-        logits, head = unembed(config, params, at_tokens(hidden.x, at), taps)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(wide(dtype)), jnp.asarray(batch.target))
-        losses = jnp.sum(losses * jnp.asarray(batch.weight, losses.dtype), axis=1)
-        return losses.sum(), (losses, hidden.kept | head)
+        losses, inputs = scored_losses(config, params, batch, TapSource(tree), (*EVERY_INPUT, "resid_pre"))
+        return losses.sum(), (losses, inputs)
 
-    zeros = head_zeros(config, *at.shape, dtype=dtype) | {
-        "embed": jnp.zeros((*ids.shape, config.hidden), dtype),
-        "blocks": block_zeros(config, config.layers, *ids.shape, dtype=dtype),
+    zeros = head_zeros(config, *batch.at.shape, dtype=dtype) | {
+        "embed": jnp.zeros((*shape, config.hidden), dtype),
+        "blocks": block_zeros(config, config.layers, *shape, dtype=dtype),
     }
     delta, (losses, inputs) = jax.grad(total, has_aux=True)(zeros)
     final_unit, head_in = inputs.pop("final_unit"), inputs.pop("final_in")
+    tokens = jnp.asarray(batch.tokens)
     return losses, Gradient(
-        inputs, delta["blocks"], ids, delta["embed"], final_unit, delta["final_norm"], head_in, delta["unembed"], config
+        inputs, delta["blocks"], tokens, delta["embed"], final_unit, delta["final_norm"], head_in, delta["unembed"], config
     )
 
 

@@ -9,7 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from smda_jax.data.batches import SLACK, LengthBlock, blocks_by_length, padded_length, pair_batch, prompt_batch
+from smda_jax.data.batches import (
+    SLACK,
+    LengthBlock,
+    blocks_by_length,
+    padded_length,
+    pair_batch,
+    prompt_batch,
+    scored_positions,
+)
 from smda_jax.data.chat import LossScope, PairTokens
 from smda_jax.data.records import Pairs
 from smda_jax.jacobian import programs, query
@@ -77,7 +85,7 @@ def factors_of(
     width = max(width, padded_length(max(len(t.ids) for t in tokens)))
     rows, limit = max(rows, len(tokens)), limit or programs.memory_limit()
     filled = [*tokens, *[tokens[-1]] * (rows - len(tokens))]
-    positions = max(positions, pair_batch(filled, scope, width, rows).at.shape[1])
+    positions = max(positions, *(len(scored_positions(t, scope)) for t in tokens))
     parts = -(-rows // at_a_time)
     size = rows_of(-(-rows // parts))
     filled += [tokens[-1]] * (parts * size - rows)
@@ -182,7 +190,7 @@ def finite(
     progress: Progress = silent,
 ) -> Delta:
     """True change of X and Y after each pair's step (engine `finite`): decompose it with `exact=True`."""
-    return _push(finite_block, _true_change, evaluation, steps, prompts, block, residual, progress)
+    return _push(finite_block, true_change, evaluation, steps, prompts, block, residual, progress)
 
 
 def _push(
@@ -327,7 +335,8 @@ def _first_order(encoder: Any, h: Array, dh: Array) -> tuple[Array, Array]:
 
 
 @jit
-def _true_change(encoder: Any, h: Array, dh: Array) -> tuple[Array, Array]:
+def true_change(encoder: Any, h: Array, dh: Array) -> tuple[Array, Array]:
+    """Change of pre-activations and activations where h changes by dh (pair axis first)."""
     after = h[None] + dh.astype(h.dtype)
     z, x = ((jax.vmap(partial(read, encoder))(after) - read(encoder, h)[None]) for read in (pre_activation, activation))
     return z, x

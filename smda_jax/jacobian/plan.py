@@ -180,7 +180,9 @@ def _reverse(w: Workload, limit: int) -> Price:
     blocks, own = w.pairs / pair_block, unit(c, tokens)
     chunks = -(-w.prompts // prompts_at_a_time(c, tokens, asked, w.itemsize, limit))
     contract = w.prompts * c.layers * _contraction(w, pair_block, tokens, 1)
-    contract += slots * depth * _contraction(w, pair_block, tokens, slot)
+    contract += slots * (depth - 1) * _contraction(w, pair_block, tokens, slot)
+    # In the block that is read, most operations matter at one token only.
+    contract += slots * 2 * sum(i * o * (1 + slot / i) for i, o in linear_sizes(c).values())
     # Each chunk of prompts takes the pairs once more through every block, and forms their matrices there.
     form = w.pairs * w.pair_tokens * c.layers * (3 * unit(c, w.pair_tokens) + 2.0 * matrices)
     return Price({

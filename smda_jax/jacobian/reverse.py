@@ -37,6 +37,7 @@ from smda_jax.model.llama import (
 from smda_jax.model.precision import jit
 
 _SOURCE = LINEAR | SCALE
+_EVERY_TOKEN = ("attn_norm", "k", "v")  # a read at one token depends on these everywhere, on the block's other operations there
 
 
 class Matrices(NamedTuple):
@@ -135,7 +136,7 @@ def pull_block(
 ) -> tuple[Float[Array, "readout prompt token hidden"], Float[Array, "pair prompt readout"]]:
     """Gradient of readouts before the block, from that after it; and `total` with what the block's steps change of them.
 
-    `reads` adds readouts of `stream` within this block.
+    `reads` are readouts of `stream` within this block, at one token each; `g` is nought then, for nothing above is read.
     """
 
     def run(x: Array, zeros: dict[str, Array]) -> tuple[tuple[Array, Array | None], dict[str, Array]]:
@@ -145,12 +146,21 @@ def pull_block(
 
     _, pull, inputs = jax.vjp(run, x, block_zeros(config, *x.shape[:2], dtype=x.dtype), has_aux=True)
     g, deltas = jax.vmap(pull)((g, None if reads is None else reads.direction))
+
+    def reached(name: str) -> tuple[Array, Array]:
+        x, delta = inputs[_SOURCE[name]], deltas[name]
+        if reads is None or name in _EVERY_TOKEN:
+            return x, delta
+        at = jnp.asarray(reads.at)
+        return at_token(x, at)[:, None], jax.vmap(lambda one: at_token(one, at)[:, None])(delta)
+
     for name, w in steps.w.items():
-        total = total + contract(inputs[_SOURCE[name]], deltas[name], w)
+        total = total + contract(*reached(name), w)
     for name, b in steps.b.items():
         total = total + jnp.einsum("op,rbo->pbr", b, deltas[name].sum(axis=2))
     for name, scale in steps.scale.items():
-        total = total + jnp.einsum("hp,rbh->pbr", scale, jnp.sum(inputs[_SOURCE[name]][None] * deltas[name], axis=2))
+        x, delta = reached(name)
+        total = total + jnp.einsum("hp,rbh->pbr", scale, jnp.sum(x[None] * delta, axis=2))
     return g, total
 
 

@@ -1,6 +1,7 @@
 """The devices of a run: prompts and pairs are spread over them, parameters repeated on each or spread too."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +28,8 @@ def connect() -> None:
     """
     given = {key: os.environ.get(f"JAX_{key.upper()}") for key in ("num_processes", "process_id")}
     options: dict[str, Any] = {key: int(value) for key, value in given.items() if value is not None}
+    # Or else the runtime ends this process, in its own words, when it misses another.
+    jax.config.update("jax_enable_recoverability", True)
     try:
         jax.distributed.initialize(**options, heartbeat_timeout_seconds=20)
     except Exception as error:  # the runtime raises several types
@@ -34,6 +37,15 @@ def connect() -> None:
         raise InputError(
             "--distributed", f"cannot join the other processes: {first}", "start one per host, as scripts/ show"
         ) from error
+
+
+def leave(status: int) -> None:
+    """Ends a process that has failed. The ordinary way out would wait minutes for the others, who may have ended before."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if jax.distributed.is_initialized() and jax.process_count() > 1:
+        os._exit(status)
+    sys.exit(status)
 
 
 def shard_parameters(ways: int) -> None:

@@ -22,6 +22,7 @@ from smda_jax.jacobian.evaluation import Evaluation
 from smda_jax.jacobian.passes import Update
 from smda_jax.jacobian.programs import memory_limit
 from smda_jax.jacobian.readout import Reading
+from smda_jax.jacobian.rule import rule_named
 from smda_jax.model import mesh
 from smda_jax.model.precision import numerics
 from smda_jax.runs.blocks import Blocks
@@ -189,4 +190,5 @@ def _plan(c: Attribute, inputs: Inputs, e: Evaluation, policies: dict[str, Polic
     if c.update == "adam":
         scaling = passes.adam_scaling(inputs.model, inputs.pair_tokens, c.loss_scope)
     update = Update(c.learning_rate, c.update == "normalised", scaling)
-    return Blocks(c, inputs, e, run, made, update, questions, seconds)
+    rule = rule_named(c.update, c.learning_rate) if c.update.startswith("optax.") else None
+    return Blocks(c, inputs, e, run, made, update, rule, questions, seconds)

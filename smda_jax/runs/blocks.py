@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import optax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -16,6 +17,7 @@ from smda_jax.jacobian.factors import Factors, PairStatistics
 from smda_jax.jacobian.passes import Delta, Update
 from smda_jax.jacobian.plan import Plan
 from smda_jax.jacobian.programs import TooLargeError
+from smda_jax.jacobian.rule import finite_by_rule
 from smda_jax.model.mesh import fetch
 from smda_jax.runs.config import Attribute
 from smda_jax.runs.inputs import Inputs
@@ -38,6 +40,7 @@ class Blocks:
     run: RunFolder
     plan: Plan
     update: Update
+    rule: optax.GradientTransformation | None
     questions: Questions
     seconds: float
 
@@ -160,6 +163,9 @@ class Blocks:
         """The engine on a block of pairs; where the block itself is too large for memory, on its halves."""
         e, engine, size = self.evaluation, self.plan.engine, self.plan.block
         try:
+            if self.rule is not None:
+                tokens = [self.inputs.pair_tokens[i] for i in block.rows]
+                return finite_by_rule(e, tokens, self.rule, None, self.config.loss_scope, prompts=prompts, progress=progress)
             if engine == "reverse":
                 # Without the gate every row is read, be it kept or not.
                 inactive = self.plan.keep == "features" or self.config.gate == "off"

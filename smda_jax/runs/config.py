@@ -59,8 +59,9 @@ class Attribute:
     gate off: features)."""
     layers: tuple[int, ...] = ()
     """With --keep residual: blocks whose stream is kept, besides the SAE's."""
-    update: Literal["sgd", "normalised", "adam"] = "sgd"
-    """The step: -eta*g; -eta*g/|g|; or -eta*g/(sqrt(v)+1e-8) with v the mean squared gradient of the pairs."""
+    update: str = "sgd"
+    """The step. sgd: -eta*g; normalised: -eta*g/|g|; adam: -eta*g/(sqrt(v)+1e-8) with v the mean squared gradient of the pairs;
+    with engine finite also the first step of any optimiser of optax, such as optax.lion."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Of parameters and passes. The ridge is always solved in float64."""
     max_length: int = 512
@@ -116,6 +117,10 @@ class Attribute:
             raise InputError("--gate", "off is a first-order notion: no true step leaves every gate open", "use --gate on")
         if self.engine == "finite" and self.check_pairs:
             raise InputError("--check-pairs", "compares first order with the true step, which engine finite is", "leave it out")
+        if self.update not in ("sgd", "normalised", "adam") and not self.update.startswith("optax."):
+            raise InputError("--update", f"{self.update} is not known", "sgd, normalised, adam, or optax.NAME")
+        if self.update.startswith("optax.") and self.engine != "finite":
+            raise InputError("--update", f"{self.update} need not be linear in the gradient", "add --engine finite")
         if self.layers and self.keep != "residual":
             raise InputError("--layers", "says whose residual streams are kept", "add --keep residual")
         if self.engine != "auto" and self.kept() not in GIVES[self.engine]:
