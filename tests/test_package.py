@@ -45,3 +45,12 @@ def test_rooms_import_downwards_only():
 @pytest.mark.parametrize("name", ["smda_jax.kernels.low_rank", "smda_jax.policy.ridge", "smda_jax.runs.config"])
 def test_modules_import_alone(name):
     subprocess.run([sys.executable, "-W", "error", "-c", f"import {name}"], check=True)
+
+
+def test_every_program_lowers_for_cuda(monkeypatch, capsys):
+    """At tiny shapes; benchmarks/dry_run.py does it at those of real models."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import dry_run  # type: ignore[import-not-found]
+
+    dry_run.main(dry_run.DryRun(shape="tiny", pairs=2, prompts=3, readouts=2))
+    assert capsys.readouterr().out.count("operations for cuda") == 12

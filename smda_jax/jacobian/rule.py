@@ -52,7 +52,8 @@ def finite_by_rule(
     width = padded_length(max(len(t.ids) for t in tokens))
     x, z = (np.zeros((len(tokens), len(chosen), len(e.feature_ids)), e.h.dtype) for _ in range(2))
     y, h = np.zeros(x.shape[:2], e.h.dtype), e.h[chosen]
-    state = rule.init(e.model.params) if state is None else state  # type: ignore[arg-type]
+    with numerics(e.model.dtype):
+        state = rule.init(e.model.params) if state is None else state  # type: ignore[arg-type]
     positions = max(len(scored_positions(t, scope)) for t in tokens)
     for i, pair in enumerate(tokens):
         with numerics(e.model.dtype):

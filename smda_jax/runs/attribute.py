@@ -25,6 +25,7 @@ from smda_jax.jacobian.readout import Reading
 from smda_jax.jacobian.rule import rule_named
 from smda_jax.model import mesh
 from smda_jax.model.precision import numerics
+from smda_jax.runs.alive import watched
 from smda_jax.runs.blocks import Blocks
 from smda_jax.runs.config import Attribute
 from smda_jax.runs.inputs import Inputs, load_inputs, warn
@@ -81,16 +82,17 @@ def _attribute(config: Attribute, console: Console) -> Summary:
     with stage("read prompts"):
         evaluation, own = _read(config, inputs, run, console)
         policies = fit_policies(config, inputs.prompts, evaluation)
-    with stage("plan"):
-        blocks = _plan(config, inputs, evaluation, policies, run, console)
-    with stage("attribute pairs"):
-        blocks.compute(console)
-    with stage("decompose"):
-        summary = results(config, inputs, evaluation, own, policies, blocks, run)
-    if config.check_pairs:
-        with stage("check true steps"):
-            summary.first_order = check_first_order(config, inputs, evaluation, policies["all"], blocks)
-    run.finish(timings=stage.seconds, summary=summary.as_dict())
+    with watched(config.out):
+        with stage("plan"):
+            blocks = _plan(config, inputs, evaluation, policies, run, console)
+        with stage("attribute pairs"):
+            blocks.compute(console)
+        with stage("decompose"):
+            summary = results(config, inputs, evaluation, own, policies, blocks, run)
+        if config.check_pairs:
+            with stage("check true steps"):
+                summary.first_order = check_first_order(config, inputs, evaluation, policies["all"], blocks)
+        run.finish(timings=stage.seconds, summary=summary.as_dict())
     print_summary(summary, console)
     return summary
 
