@@ -60,7 +60,7 @@ def shared_length(prompts: Sequence[PromptTokens]) -> int:
 
 
 SLACK = 1.15
-WORTH = 64  # tokens that a further width must save: fewer take less time than compiling for it
+WORTH = 256  # tokens that a further width must save: fewer take less time than compiling for it
 
 
 def bucket_widths(lengths: Sequence[int], slack: float = SLACK) -> list[int]:
