@@ -84,6 +84,7 @@ def main(c: DryRun) -> None:
         lower("finite", finite, params, steps, batch, **both)
         weights = (np.zeros((1, c.prompts, 75), np.float32), np.zeros((1, c.prompts), np.float32))
         gradient = lower("query", query.query, params, batch, encoder, *weights, **both)
+        gradient = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), gradient)  # as `finish` leaves it
         lower("answer", query.answer, params, block, (gradient,), rate, normalised=False)
         own = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), params.blocks)
         kept = jax.ShapeDtypeStruct(steps.stream.shape[1:], dtype)

@@ -12,7 +12,7 @@ from conftest import EMBEDDED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smda_jax.data.batches import blocks_by_length, bucket_widths, padded_length, prompt_batch, shared_length
+from smda_jax.data.batches import WORTH, blocks_by_length, bucket_widths, padded_length, prompt_batch, shared_length
 from smda_jax.data.chat import Chat, PromptTokens
 from smda_jax.data.features import check, parse, read_labels
 from smda_jax.data.records import apply_overlap, digest, read_pairs, read_prompts
@@ -227,7 +227,8 @@ def test_buckets_hold_everything_once_and_waste_little(lengths, size):
         seen += rows.tolist()
         total += width * len(rows)
     assert sorted(seen) == list(range(len(lengths)))
-    assert total <= max(1.25 * sum(lengths), bound)
+    # Where one more width would save next to nothing there are fewer.
+    assert total <= max(1.25 * sum(lengths), bound + WORTH * len({padded_length(n) for n in lengths}))
     assert widths == sorted(set(widths))
 
 

@@ -83,9 +83,9 @@ def test_a_process_that_dies_ends_the_run_and_leaves_a_folder_that_continues(fil
     if victim:
         assert both[0].returncode == 2, error
         assert "another process of this run has ended" in error
+        assert "Traceback" not in error
     else:  # JAX's coordination service ran there: JAX itself ends the other
         assert both[1].returncode != 0, error
         assert "another task died" in error
-    assert "Traceback" not in error
     subprocess.run(command(files, out, "--engine=forward", "--pair-block=1"), check=True, env=environment(1))
     np.testing.assert_allclose(influence(out), alone, rtol=1e-8, atol=1e-13)

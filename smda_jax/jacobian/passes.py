@@ -279,6 +279,7 @@ def pull_policy(
     weights = [w for w in (weight_z, weight_y) if w is not None]
     # A prompt that no functional looks at need not be run.
     chosen = np.flatnonzero(np.any([np.any(w.reshape(*w.shape[:2], -1), axis=(0, 2)) for w in weights], axis=0))
+    chosen = chosen if len(chosen) else np.zeros(1, int)  # all are nought: so are their gradients
     total: list[Query] = []
 
     def own(weight: np.ndarray | None, rows: np.ndarray, size: int) -> np.ndarray | None:

@@ -15,10 +15,11 @@ from smda_jax.jacobian import programs
 from smda_jax.jacobian.evaluation import Evaluation, Progress, silent
 from smda_jax.jacobian.factors import Factors
 from smda_jax.jacobian.passes import Delta, for_each
+from smda_jax.jacobian.programs import TooLargeError
 from smda_jax.jacobian.reverse import Matrices, Reads, Start, matrices, pull_block, pull_embedding, start_h, start_y
 from smda_jax.model.config import ModelConfig
 from smda_jax.model.llama import up_to
-from smda_jax.model.mesh import fetch, rows_of
+from smda_jax.model.mesh import fetch, is_spread, rows_of
 from smda_jax.model.precision import jit, numerics
 from smda_jax.sae.encoder import pre_activation
 
@@ -58,8 +59,25 @@ def reverse(
         at_a_time = prompts_at_a_time(e.model.config, width, wanted.sum(axis=1).mean(), itemsize, programs.memory_limit())
         for part in np.array_split(np.arange(len(chosen)), -(-len(chosen) // at_a_time)):
             share = len(part) / len(chosen)
-            _reverse(e, groups, chosen, part, wanted, block, dz, dy, lambda done, share=share: progress(done * share))
+            while not _fits(
+                lambda part=part, block=block, share=share: _reverse(
+                    e, groups, chosen, part, wanted, block, dz, dy, lambda done: progress(done * share)
+                ),
+                last=block == 1,
+            ):
+                block = -(-block // 2)
     return Delta(dz, np.where(e.active[chosen][None], dz, np.zeros_like(dz)), dy)
+
+
+def _fits(call: Callable[[], None], last: bool) -> bool:
+    """Whether a call found the memory it needs; raises TooLargeError if it did not and was the `last` to try."""
+    try:
+        call()
+        return True
+    except TooLargeError:
+        if last:
+            raise
+    return False
 
 
 def prompts_at_a_time(config: ModelConfig, tokens: float | int, readouts: float | int, itemsize: int, limit: int) -> int:
@@ -138,7 +156,9 @@ def _reverse(
     visits = sum(pull.start.stream.shape[0] for pull in pulls)
     for layer in reversed(range(config.layers)):
         own = jax.tree.map(lambda leaf, layer=layer: leaf[layer], (params.blocks, *kept, scaling))
-        even = pairs % rows_of(1) == 0  # each device forms its own pairs' steps, where they can be shared out
+        even = pairs % rows_of(1) == 0 and (
+            len(steps) == 1 or not is_spread()
+        )  # each device forms its own pairs' steps, where they can be shared out
         out = Matrices(2, 1, 1) if even else Matrices(-1, -1, -1)  # type: ignore[arg-type]
         axes = {"axes": (-1, 0, 0, -1) if even else (-1, -1, -1, -1), "out": out}
         formed = programs.run(matrices, config, *own, limit=limit, **axes)

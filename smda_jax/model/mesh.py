@@ -28,10 +28,8 @@ def connect() -> None:
     """
     given = {key: os.environ.get(f"JAX_{key.upper()}") for key in ("num_processes", "process_id")}
     options: dict[str, Any] = {key: int(value) for key, value in given.items() if value is not None}
-    # Or else the runtime ends this process, in its own words, when it misses another.
-    jax.config.update("jax_enable_recoverability", True)
     try:
-        jax.distributed.initialize(**options, heartbeat_timeout_seconds=20)
+        jax.distributed.initialize(**options)
     except Exception as error:  # the runtime raises several types
         first = str(error).strip().splitlines()[0]
         raise InputError(

@@ -34,6 +34,7 @@ def watched(folder: Path, patience: float | int = PATIENCE) -> Iterator[None]:
     files, done = [place / str(i) for i in range(count)], threading.Event()
     own = files.pop(jax.process_index())
     own.touch()
+    mesh.wait("signs of life")  # those that an earlier run left behind say nothing
     thread = threading.Thread(target=_watch, args=(own, files, done, float(patience)), daemon=True)
     thread.start()
     try:
@@ -51,9 +52,12 @@ def _watch(own: Path, others: list[Path], done: threading.Event, patience: float
     # Clocks of hosts may differ: what counts is when this one saw another's file change.
     seen: dict[Path, tuple[int, float]] = {}
     while not done.wait(EVERY):
-        own.touch()
+        with suppress(OSError):  # a disk that stumbles is no death
+            own.touch()
         for file in others:
-            stamp = file.stat().st_mtime_ns if file.exists() else -1
+            stamp = -1
+            with suppress(OSError):
+                stamp = file.stat().st_mtime_ns
             if file not in seen or seen[file][0] != stamp:
                 seen[file] = (stamp, time.monotonic())
             elif stamp >= 0 and time.monotonic() - seen[file][1] > patience:

@@ -76,15 +76,16 @@ def attribute(config: Attribute, console: Console | None = None) -> Summary:
 
 def _attribute(config: Attribute, console: Console) -> Summary:
     stage = Stages(console)
+    rule = rule_named(config.update, config.learning_rate) if config.update.startswith("optax.") else None
     with stage("read inputs"):
         inputs = load_inputs(config, console)
         run = RunFolder(config.out, *_record(config, inputs))
     with stage("read prompts"):
         evaluation, own = _read(config, inputs, run, console)
         policies = fit_policies(config, inputs.prompts, evaluation)
-    with watched(config.out):
+    with watched(run.path):
         with stage("plan"):
-            blocks = _plan(config, inputs, evaluation, policies, run, console)
+            blocks = replace(_plan(config, inputs, evaluation, policies, run, console), rule=rule)
         with stage("attribute pairs"):
             blocks.compute(console)
         with stage("decompose"):
@@ -192,5 +193,4 @@ def _plan(c: Attribute, inputs: Inputs, e: Evaluation, policies: dict[str, Polic
     if c.update == "adam":
         scaling = passes.adam_scaling(inputs.model, inputs.pair_tokens, c.loss_scope)
     update = Update(c.learning_rate, c.update == "normalised", scaling)
-    rule = rule_named(c.update, c.learning_rate) if c.update.startswith("optax.") else None
-    return Blocks(c, inputs, e, run, made, update, rule, questions, seconds)
+    return Blocks(c, inputs, e, run, made, update, questions, seconds)

@@ -40,9 +40,9 @@ class Blocks:
     run: RunFolder
     plan: Plan
     update: Update
-    rule: optax.GradientTransformation | None
     questions: Questions
     seconds: float
+    rule: optax.GradientTransformation | None = None
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
         """(name, pair rows) of every block; a pure function of the plan and the pairs' lengths."""
@@ -70,7 +70,7 @@ class Blocks:
         Raises:
             InputError: a loss, gradient or change is not finite, or a block of one does not fit into memory.
         """
-        done = {name: self._done(name) for name, _ in self}
+        done = {name: self._done(name, rows) for name, rows in self}
         share = {name: len(rows) / len(self.inputs.pairs) for name, rows in self}
         finished = sum(share[name] * len(done[name]) / self._items for name in share)
         if 0 < finished < 1 - 1e-9:
@@ -95,9 +95,22 @@ class Blocks:
         """How many prompts, or functionals, a complete block holds."""
         return self.questions.count if self.plan.engine == "query" else len(self.evaluation.tokens)
 
-    def _done(self, name: str) -> set[int]:
-        key = "functional" if self.plan.engine == "query" else "prompt"
-        return {int(i) for part in self.run.parts(name) for i in self.run.load(part, only=(key,))[key]}
+    def _done(self, name: str, rows: np.ndarray) -> set[int]:
+        """Prompts, or functionals, that a block is finished with.
+
+        Raises:
+            InputError: a part holds other pairs than the block.
+        """
+        key, done = "functional" if self.plan.engine == "query" else "prompt", set()
+        for part in self.run.parts(name):
+            found = self.run.load(part, only=(key, "pair"))
+            if not np.array_equal(found["pair"], rows):
+                where = self.run.path / "jacobian" / part
+                raise InputError(
+                    where, "holds other pairs than this version would put there", "another --out, or delete jacobian"
+                )
+            done |= set(found[key].tolist())
+        return done
 
     def _push(self, done: dict[str, set[int]], advance: Callable[[float], None]) -> None:
         """Engines that give changes prompt by prompt."""
@@ -177,14 +190,16 @@ class Blocks:
                 out = push(e, steps, prompts=prompts, block=size, residual=residual, progress=progress)
             return Delta(*(None if v is None else v[back] for v in out))  # type: ignore[arg-type]
         except TooLargeError:
-            if block.size == 1:
+            if block.size == 1 or self.rule is not None:
                 raise
-            half, halves = -(-block.size // 2), []
-            for start in range(0, len(block.rows), half):
-                part = LengthBlock(block.rows[start : start + half], block.width, half)
-                steps, _, back = self._factors(part)
-                halves.append(self._engine(part, steps, back, prompts, lambda done: progress(done / 2)))
-            return Delta(*(None if v[0] is None else np.concatenate(v) for v in zip(*halves, strict=True)))  # type: ignore[arg-type]
+        # Out of the handler, which would hold on to the arrays of what failed.
+        del steps
+        half, halves = -(-block.size // 2), []
+        for start in range(0, len(block.rows), half):
+            part = LengthBlock(block.rows[start : start + half], block.width, half)
+            own, _, back = self._factors(part)
+            halves.append(self._engine(part, own, back, prompts, lambda done: progress(done / 2)))
+        return Delta(*(None if v[0] is None else np.concatenate(v) for v in zip(*halves, strict=True)))  # type: ignore[arg-type]
 
     def _answer(self, done: dict[str, set[int]], advance: Callable[[float], None]) -> None:
         """Engine query: functionals, a group at a time, against all pairs."""

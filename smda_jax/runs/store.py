@@ -125,12 +125,13 @@ class RunFolder:
 
     def parts(self, name: str) -> list[str]:
         """Names of the complete parts of a block."""
-        return sorted(p.name for p in (self.path / "jacobian").glob(f"{name}-????") if p.is_dir())
+        names = (p.name for p in (self.path / "jacobian").glob(f"{name}-*") if p.is_dir())
+        return sorted((part for part in names if part[len(name) + 1 :].isdigit()), key=_number)
 
     def save_part(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Writes the next part of a block, as `save` does."""
         known = self.parts(name)
-        self.save(f"{name}-{int(known[-1][-4:]) + 1 if known else 0:04d}", arrays)
+        self.save(f"{name}-{_number(known[-1]) + 1 if known else 0:04d}", arrays)
 
     def load(self, name: str, only: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
         """Reads a block of the cache, or some arrays of it.
@@ -185,3 +186,7 @@ def hash_path(path: Path) -> str:
         with file.open("rb") as stream:
             total.update(hashlib.file_digest(stream, "sha256").digest())
     return total.hexdigest()
+
+
+def _number(part: str) -> int:
+    return int(part.rsplit("-", 1)[1])
