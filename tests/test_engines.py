@@ -18,6 +18,7 @@ import smda_jax as smda
 from smda_jax.data import batches
 from smda_jax.data.chat import Chat, PairTokens, PromptTokens
 from smda_jax.data.targets import Targets
+from smda_jax.jacobian import passes
 from smda_jax.jacobian import query as query_engine
 from smda_jax.jacobian.evaluation import Evaluation, Model, encode, read_prompts
 from smda_jax.jacobian.factors import factors, gradient, squares
@@ -313,6 +314,13 @@ def test_reverse_equals_forward_over_a_data_set(evaluation):
     close(part.y, whole.y[:, some], 1e-5)
     assert (np.isnan(part.z) == ~e.active[some][None]).all()
     close(smda.reverse(e, steps, prompts=some, inactive=True).z, whole.z[:, some], 1e-5)
+
+
+def test_functionals_that_read_nothing_have_no_gradient(evaluation):
+    """As those of a feature that is active on no prompt."""
+    e, _ = evaluation
+    nought = np.zeros((2, *e.z.shape), e.z.dtype)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(passes.pull_policy(e, nought, None).gradient))
 
 
 @pytest.fixture(scope="module")
