@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from smda_jax.model.config import ModelConfig
@@ -165,8 +166,8 @@ def attention(
     Rows are padded on the right, so the causal mask alone keeps padding out of every real token. `past` is attended to
     without being copied to each row.
     """
-    rows, tokens = q.shape[:2]
-    q = q.reshape(rows, tokens, config.kv_heads, -1, config.head_dim)
+    tokens = q.shape[1]
+    q = rearrange(q, "row token (kv_head group) head_dim -> row token kv_head group head_dim", kv_head=config.kv_heads)
     before = 0 if past is None else past.k.shape[0]
     scores = jnp.einsum("rtkgh,rskh->rkgts", q, k)
     if past is not None:
@@ -179,7 +180,7 @@ def attention(
     mixed = jnp.einsum("rkgts,rskh->rtkgh", p[..., before:], v)
     if past is not None:
         mixed = mixed + jnp.einsum("rkgts,skh->rtkgh", p[..., :before], past.v)
-    return mixed.reshape(rows, tokens, -1)
+    return rearrange(mixed, "row token kv_head group head_dim -> row token (kv_head group head_dim)")
 
 
 def block(
@@ -210,7 +211,7 @@ def block(
         return add_tap(y, rule, taps.get(name), x)
 
     def heads(x: Array) -> Array:
-        return x.reshape(*x.shape[:2], -1, config.head_dim)
+        return rearrange(x, "row token (head head_dim) -> row token head head_dim", head_dim=config.head_dim)
 
     start = 0 if past is None else past.k.shape[0]
     cos, sin = rotary(config, start, x.shape[1], x.dtype)
