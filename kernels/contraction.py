@@ -8,13 +8,14 @@ the pairs).
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 
 def contract(
     x: Float[Array, "prompt token in"], g: Float[Array, "readout prompt token out"], w: Float[Array, "in out pair"]
 ) -> Float[Array, "pair prompt readout"]:
-    """`Σ_t x[n,t] w[i] · g[r,n,t]`, by whichever way takes fewer multiplications."""
+    """`Σ_t x[n,t] w[i] · g[r,n,t]`, by whichever way takes fewer multiplications; summed in at least float32."""
     (readouts, _, tokens, out), inner, pairs = g.shape, x.shape[-1], w.shape[-1]
     matrix = readouts * inner * out * (pairs + tokens)
     direct = pairs * tokens * out * (inner + readouts)
@@ -32,7 +33,7 @@ def materialised(
         # x repeated, pairs last: the layouts that XLA's CPU products are fastest in; elsewhere they are as good as any.
         x, g = one
         m = jnp.einsum("rti,rto->rio", jnp.broadcast_to(x[None], (readouts, *x.shape)), g)
-        return m.reshape(readouts, -1) @ flat
+        return jnp.matmul(m.reshape(readouts, -1), flat, preferred_element_type=np.promote_types(x.dtype, np.float32))
 
     out = jax.lax.map(some, (x, jnp.swapaxes(g, 0, 1)), batch_size=max(1, pairs // readouts))
     return jnp.moveaxis(out, 2, 0)
@@ -45,7 +46,8 @@ def injected(
 
     def one(both: tuple[Array, Array]) -> Array:
         x, g = both
-        return jnp.einsum("top,rto->pr", jnp.einsum("ti,iop->top", x, w), g)
+        wide = np.promote_types(x.dtype, np.float32)
+        return jnp.einsum("top,rto->pr", jnp.einsum("ti,iop->top", x, w), g, preferred_element_type=wide)
 
     out = jax.lax.map(one, (x, jnp.swapaxes(g, 0, 1)), batch_size=max(1, 64 // x.shape[1]))
     return jnp.swapaxes(out, 0, 1)

@@ -33,11 +33,17 @@ from smda_jax.model.llama import (
     head_zeros,
     run_blocks,
     unembed,
+    wide,
 )
 from smda_jax.model.precision import jit
 
 _SOURCE = LINEAR | SCALE
 _EVERY_TOKEN = ("attn_norm", "k", "v")  # a read at one token depends on these everywhere, on the block's other operations there
+
+
+def _total(spec: str, a: Array, b: Array) -> Array:
+    """What adds up over operations and layers does so in at least float32, whatever the passes run in."""
+    return jnp.einsum(spec, a, b, preferred_element_type=wide(a.dtype))
 
 
 class Matrices(NamedTuple):
@@ -96,9 +102,9 @@ def start_y(config: ModelConfig, params: Params, steps: tuple[Factors, ...], bat
 
     def through(step: object, name: str, x: Array) -> Array:
         if isinstance(step, ScaleStep):
-            return jnp.einsum("ph,bh->pb", step.g, jnp.sum(x * g[name], axis=1))
+            return _total("ph,bh->pb", step.g, jnp.sum(x * g[name], axis=1))
         each = (x, g[name])
-        return jax.lax.map(lambda one: jnp.einsum("pto,to->p", inject(step, one[0][None])[:, 0], one[1]), each).T
+        return jax.lax.map(lambda one: _total("pto,to->p", inject(step, one[0][None])[:, 0], one[1]), each).T
 
     trees = [group.steps().tree for group in steps]
     reads = {"final_norm": inputs["final_unit"], "unembed": inputs["final_in"]}
@@ -113,7 +119,7 @@ def start_h(config: ModelConfig, params: Params, tokens: Int[Array, "prompt toke
     x = embed(params, jnp.asarray(tokens))
     kept = run_blocks(config, params, x, keep=("resid_pre",)).kept["resid_pre"]
     g = jnp.zeros((readouts, *x.shape), x.dtype)
-    return Start(kept, g, jnp.zeros((pairs, x.shape[0], readouts), x.dtype))
+    return Start(kept, g, jnp.zeros((pairs, x.shape[0], readouts), wide(x.dtype)))
 
 
 class Reads(NamedTuple):
@@ -157,10 +163,10 @@ def pull_block(
     for name, w in steps.w.items():
         total = total + contract(*reached(name), w)
     for name, b in steps.b.items():
-        total = total + jnp.einsum("op,rbo->pbr", b, deltas[name].sum(axis=2))
+        total = total + _total("op,rbo->pbr", b, deltas[name].sum(axis=2))
     for name, scale in steps.scale.items():
         x, delta = reached(name)
-        total = total + jnp.einsum("hp,rbh->pbr", scale, jnp.sum(x[None] * delta, axis=2))
+        total = total + _total("hp,rbh->pbr", scale, jnp.sum(x[None] * delta, axis=2))
     return g, total
 
 
@@ -181,5 +187,5 @@ def pull_embedding(
     rows = jnp.concatenate([inject(table, jnp.asarray(seen)[None])[:, 0] for table in tables])
     index = jnp.searchsorted(jnp.asarray(seen), jnp.asarray(tokens))
     each = (index, jnp.swapaxes(g, 0, 1))
-    out = jax.lax.map(lambda one: jnp.einsum("pth,rth->pr", rows[:, one[0]], one[1]), each)
+    out = jax.lax.map(lambda one: _total("pth,rth->pr", rows[:, one[0]], one[1]), each)
     return total + jnp.swapaxes(out, 0, 1)
