@@ -215,7 +215,7 @@ def main(b: Benchmark) -> None:
     def work(keep: Any, count: int) -> plan.Workload:
         return plan.Workload(
             config, count, len(prompts), float(np.mean([len(t.ids) for t in prompts])) + 2, 31,
-            float(np.mean([len(t.ids) for t in everything[:count]])),
+            float(np.mean([len(t.ids) for t in everything[:count]])), 31,
             float(np.mean([len(t.ids) - t.response for t in everything[:count]])), b.features, float(active.sum(1).mean()),
             site.layer, targets.positions, 1, keep, jnp.dtype(b.dtype).itemsize,
         )  # fmt: skip
@@ -252,7 +252,9 @@ def main(b: Benchmark) -> None:
                 queries = tuple(passes.pull_policy(e, *w_, block=p.block) for w_ in ((wx[part], None), (None, wy[part])))
             out = [np.zeros((len(q.gradient.embed), count)) for q in queries]
             for rows, width, size in blocks_by_length([len(t.ids) for t in everything[:count]], p.pair_block):
-                got, _ = passes.answer(model, [everything[i] for i in rows], queries, update, width=width, rows=size)
+                own = [everything[i] for i in rows]
+                how = {"width": width, "rows": size, "shared": 31, "norms": keep != "score"}
+                got, _ = passes.answer(model, own, queries, update, **how)
                 for into, value in zip(out, got, strict=True):
                     into[:, rows] = value
             values.append(out)

@@ -7,7 +7,7 @@ Shows that the shapes fit together, that nothing on the way refuses the platform
 results are; says nothing about time, nor about what the compiler makes of it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import attribution
@@ -85,6 +85,7 @@ def main(c: DryRun) -> None:
         weights = (np.zeros((1, c.prompts, 75), np.float32), np.zeros((1, c.prompts), np.float32))
         gradient = lower("query", query.query, params, batch, encoder, *weights, **both)
         gradient = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), gradient)  # as `finish` leaves it
+        lower("along", query.along, params, replace(block, shared=31), gradient, rate)
         lower("answer", query.answer, params, block, (gradient,), rate, normalised=False)
         own = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), params.blocks)
         kept = jax.ShapeDtypeStruct(steps.stream.shape[1:], dtype)

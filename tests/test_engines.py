@@ -3,6 +3,7 @@
 import functools
 import inspect
 import shutil
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -13,21 +14,22 @@ import pytest
 import torch
 from conftest import EMBEDDED
 from safetensors.numpy import save_file
+from scipy.stats import spearmanr
 
 import smda_jax as smda
 from smda_jax.data import batches
 from smda_jax.data.chat import Chat, PairTokens, PromptTokens
 from smda_jax.data.targets import Targets
 from smda_jax.jacobian import passes
-from smda_jax.jacobian import query as query_engine
-from smda_jax.jacobian.evaluation import Evaluation, Model, encode, read_prompts
+from smda_jax.jacobian.evaluation import Evaluation, Model, encode, read_prompts, tokenise_pairs
 from smda_jax.jacobian.factors import factors, gradient, squares
 from smda_jax.jacobian.finite import finite
 from smda_jax.jacobian.forward import forward
-from smda_jax.jacobian.query import answer, finish, query
+from smda_jax.jacobian.query import along, answer, finish, query
 from smda_jax.jacobian.readout import Site, base
 from smda_jax.model import hf
 from smda_jax.model.precision import numerics
+from smda_jax.policy.influence import functionals
 from smda_jax.sae.encoder import Encoder
 
 SEQUENCES = [[3, 5], [3, 6], [7], [4, 1, 2]]  # a shared history, a single token, and a row of its own
@@ -41,7 +43,8 @@ def tokens(vocab: int) -> tuple[list[PromptTokens], list[PairTokens]]:
     r = np.random.default_rng(1)
     head = r.integers(0, vocab, 4).tolist()
     prompts = [PromptTokens(head + r.integers(0, vocab, n).tolist(), n + 1) for n in (3, 5, 9)]
-    pairs = [PairTokens(r.integers(0, vocab, n).tolist(), first, n) for n, first in ((7, 4), (26, 3))]
+    lead = r.integers(0, vocab, 2).tolist()
+    pairs = [PairTokens(lead + r.integers(0, vocab, n - 2).tolist(), first, n) for n, first in ((7, 4), (26, 3))]
     return prompts, pairs
 
 
@@ -128,8 +131,8 @@ def test_first_order_engines_equal_moved_weights(checkpoints, kind, dtype, site,
 
 
 @pytest.mark.parametrize(("kind", "dtype", "site", "scope", "width"), CASES[1:5])
-def test_query_equals_moved_weights(checkpoints, kind, dtype, site, scope, width, monkeypatch):
-    """One functional, and more than a pair has tokens; with pairs' gradients formed, and without."""
+def test_query_equals_moved_weights(checkpoints, kind, dtype, site, scope, width):
+    """With pairs' gradients formed, and along the query, where the tokens that pairs share are run once or not."""
     tolerance = 1e-6 if dtype == "float64" else 1e-4
     expected, _ = truth(checkpoints[kind], site, scope)
     r = np.random.default_rng(3)
@@ -142,8 +145,9 @@ def test_query_equals_moved_weights(checkpoints, kind, dtype, site, scope, width
         block = batches.pair_batch(pairs, scope, width, len(pairs))
         W = r.normal(size=(config.hidden, 4))
         encoder = Encoder(jnp.asarray(W, dtype), jnp.zeros(4, dtype))
-        for m, forms in ((1, True), (1, False), (40, True)):
-            monkeypatch.setattr(query_engine, "forms_gradient", lambda *_, forms=forms: forms)
+        shared = batches.shared_pair_length(pairs, scope)
+        assert shared == (0 if scope == "all" else min(pair.response for pair in pairs) - 1)
+        for m in (1, 40):
             z, y = r.normal(size=(m, 3, 4)), r.normal(size=(m, 3))
             through_x, through_y = np.einsum("mnk,inh,hk->mi", z, dh, W), y @ dy.T
             scale = np.abs(z).sum() / m * np.abs(dh @ W).max() + np.abs(y).sum() / m * np.abs(dy).max()
@@ -154,6 +158,10 @@ def test_query_equals_moved_weights(checkpoints, kind, dtype, site, scope, width
             close(found.gradient_norm, norm, tolerance)
             for value, (_, _, want) in zip(answers, ways, strict=True):
                 assert np.abs(value - want).max() <= tolerance * scale
+            for lead in {0, shared}:
+                value, found = along(config, params, replace(block, shared=lead), queries[0], jnp.asarray(ETA))
+                close(found.loss, loss, tolerance)
+                assert np.abs(value - ways[0][2]).max() <= tolerance * scale
 
 
 def test_forward_reads_several_layers_in_one_pass(checkpoints):
@@ -283,19 +291,23 @@ def test_results_do_not_depend_on_what_they_travel_with(checkpoints):
         np.testing.assert_allclose(alone[1][0, 0], y[0, 1], rtol=1e-10, atol=1e-14)
 
 
-def test_bfloat16_tangents_rank_pairs_as_float32_does(checkpoints):
-    site = Site("resid_post", 1)
-    results = {}
+def test_bfloat16_ranks_pairs_as_float32_does():
+    """Passes in bfloat16, on the embedded model: scores and mean ΔY of `reverse`, and scores along the query."""
+    prompts, pairs = smda.read_prompts(EMBEDDED / "prompts.parquet"), smda.read_pairs(EMBEDDED / "pairs.parquet")
+    prompts, pairs = prompts.take(range(0, len(prompts), 8)), pairs.take(range(0, len(pairs), 5))
+    sae, found = smda.load_sae(EMBEDDED / "sae"), []
     for dtype in ("float32", "bfloat16"):
-        with numerics(dtype):
-            config, params = hf.load(checkpoints["llama3_tied_gqa"], dtype)
-            prompts, _ = tokens(config.vocab)
-            r = np.random.default_rng(5)
-            pairs = [PairTokens(r.integers(0, config.vocab, 12).tolist(), 5, 12) for _ in range(12)]
-            steps, _ = _factors(config, params, batches.pair_batch(pairs, "response", 16, 12), ETA)
-            batch = batches.prompt_batch(prompts, TARGETS, 16, 4, 3)
-            results[dtype] = np.asarray(forward(config, params, steps, batch, TARGETS, site).y, np.float32).mean(1)
-    assert np.corrcoef(results["float32"], results["bfloat16"])[0, 1] > 0.99
+        model = smda.load_model(EMBEDDED / "model", dtype)
+        e = smda.activations(model, sae, prompts)
+        X, Y = e.x.astype(np.float64), e.y.astype(np.float64)
+        W = smda.ridge(X, Y, 5.0)
+        out = smda.reverse(e, smda.factors(model, pairs))
+        f = functionals(X, Y, W, 5.0, W[None])
+        q = passes.pull_policy(e, f.weight_x() * e.active, f.weight_y())
+        (alone,), _ = passes.answer(model, tokenise_pairs(model, pairs), (q,), passes.Update(1e-4), norms=False)
+        found.append((smda.decompose(X, Y, W, out.x, out.y, 5.0).score, out.y.mean(axis=1), alone[0]))
+    for narrow, whole in zip(*found, strict=True):
+        assert float(np.asarray(spearmanr(narrow, whole))[0]) > 0.999
 
 
 def test_many_readouts_at_once_equal_few(evaluation):
@@ -333,8 +345,8 @@ def evaluation():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", oracle.KINDS)
-def test_engines_in_float32_on_the_device_equal_moved_weights(checkpoints, kind, monkeypatch):
+def test_engines_in_float32_on_the_device_equal_moved_weights(checkpoints, kind):
     """TF32 products would miss this by two digits."""
     case = (kind, "float32", ("resid_post", 1), "response", 32)
     test_first_order_engines_equal_moved_weights(checkpoints, *case)
-    test_query_equals_moved_weights(checkpoints, *case, monkeypatch)
+    test_query_equals_moved_weights(checkpoints, *case)

@@ -208,6 +208,15 @@ def test_a_damaged_block_is_named_with_its_remedy(files, tmp_path, capsys):
     run(files, out)
 
 
+def test_too_little_memory_is_said_in_one_line(files, tmp_path, capsys, monkeypatch):
+    from smda_jax.jacobian import programs
+
+    monkeypatch.setattr(programs, "memory_limit", lambda: 1000)
+    error = fails(capsys, lambda: run(files, tmp_path / "run"))
+    assert "memory" in error
+    assert "--dtype" in error
+
+
 def test_a_full_disk_is_said_in_one_line(files, tmp_path, capsys, monkeypatch):
     from smda_jax.runs import store
 

@@ -53,4 +53,4 @@ def test_every_program_lowers_for_cuda(monkeypatch, capsys):
     import dry_run  # type: ignore[import-not-found]
 
     dry_run.main(dry_run.DryRun(shape="tiny", pairs=2, prompts=3, readouts=2))
-    assert capsys.readouterr().out.count("operations for cuda") == 12
+    assert capsys.readouterr().out.count("operations for cuda") == 13

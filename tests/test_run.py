@@ -1,6 +1,7 @@
 """The command `attribute`, through its public door, against the oracle."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -179,6 +180,39 @@ def test_a_block_too_large_for_memory_is_halved_until_it_fits(files, tmp_path, m
     small = table(run(files, tmp_path / "b", "--dtype=float64", "--engine=forward"), "influence.parquet")
     assert calls.count("forward") > 10
     np.testing.assert_allclose(small["delta_w"], base["delta_w"], rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("options", [("--engine=reverse", "--update=adam"), ("--engine=query",), ("--keep=score",)])
+def test_whatever_program_runs_out_of_memory_first_is_asked_for_less(files, tmp_path, monkeypatch, options):
+    from smda_jax.jacobian import programs
+
+    options = ("--dtype=float64", "--check-pairs=2", *options)
+    base = table(run(files, tmp_path / "a", *options), "scores.parquet")
+    refused, real = set(), programs.run
+
+    def refuse_first(program, *args, **rest):
+        if program.__name__ not in refused:
+            refused.add(program.__name__)
+            raise programs.TooLargeError("needs 9.0 GiB of 1.0")
+        return real(program, *args, **rest)
+
+    monkeypatch.setattr(programs, "run", refuse_first)
+    small = table(run(files, tmp_path / "b", *options), "scores.parquet")
+    assert len(refused) > 3
+    np.testing.assert_allclose(small["score"], base["score"], rtol=1e-9, atol=1e-15)
+
+
+def test_a_base_computed_anew_leaves_the_plan_as_it_was(files, tmp_path):
+    """What a run began with holds, whatever a later planner would choose."""
+    out = run(files, tmp_path / "run")
+    shutil.rmtree(out / "jacobian")
+    record = json.loads((out / "run.json").read_text())
+    assert record["plan"]["engine"] != "reverse"
+    record["plan"] |= {"engine": "reverse", "pair_block": 3}
+    (out / "run.json").write_text(json.dumps(record))
+    run(files, out)
+    again = json.loads((out / "run.json").read_text())["plan"]
+    assert (again["engine"], again["pair_block"]) == ("reverse", 3)
 
 
 def test_plan_prices_every_engine_and_writes_nothing(files, tmp_path, capsys, monkeypatch):

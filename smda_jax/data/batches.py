@@ -38,12 +38,14 @@ class PairBatch:
         at: positions whose next token is scored, padded with zeros.
         target: that next token.
         weight: 1 / (number of scored tokens of the pair), zero at padding.
+        shared: how many leading tokens all pairs of the run have in common; 0 where every pair is to run its own.
     """
 
     tokens: Int[Array | np.ndarray, "pair token"]
     at: Int[Array | np.ndarray, "pair position"]
     target: Int[Array | np.ndarray, "pair position"]
     weight: Float[Array | np.ndarray, "pair position"]
+    shared: int = struct.field(pytree_node=False, default=0)
 
 
 def padded_length(length: int) -> int:
@@ -54,9 +56,17 @@ def padded_length(length: int) -> int:
 
 def shared_length(prompts: Sequence[PromptTokens]) -> int:
     """How many leading tokens all prompts have in common, at most up to the first end of turn that is read."""
-    first, last = min(p.ids for p in prompts), max(p.ids for p in prompts)
-    limit = min(p.eot for p in prompts)
-    return next((i for i, (a, b) in enumerate(zip(first[:limit], last[:limit], strict=False)) if a != b), limit)
+    return _in_common([p.ids for p in prompts], min(p.eot for p in prompts))
+
+
+def shared_pair_length(pairs: Sequence[PairTokens], scope: LossScope) -> int:
+    """How many leading tokens all pairs have in common, at most up to the first position that is scored."""
+    return _in_common([p.ids for p in pairs], min(int(scored_positions(p, scope)[0]) for p in pairs))
+
+
+def _in_common(ids: Sequence[Sequence[int]], most: int) -> int:
+    first, last = min(ids, key=list), max(ids, key=list)
+    return next((i for i, (a, b) in enumerate(zip(first[:most], last[:most], strict=False)) if a != b), most)
 
 
 SLACK = 1.15
@@ -130,7 +140,9 @@ def scored_positions(pair: PairTokens, scope: LossScope) -> np.ndarray:
     return np.arange(first - 1, len(pair.ids) - 1)
 
 
-def pair_batch(pairs: Sequence[PairTokens], scope: LossScope, width: int, rows: int, most: int = 0) -> PairBatch:
+def pair_batch(
+    pairs: Sequence[PairTokens], scope: LossScope, width: int, rows: int, most: int = 0, shared: int = 0
+) -> PairBatch:
     """A batch of `rows` pairs; where fewer are given the last is repeated, so that the compiled shape stays the same.
 
     `most` is the least number of scored positions to make room for, for the same reason.
@@ -146,4 +158,4 @@ def pair_batch(pairs: Sequence[PairTokens], scope: LossScope, width: int, rows: 
         at[i, : len(own)] = own
         target[i, : len(own)] = ids[own + 1]
         weight[i, : len(own)] = 1 / len(own)
-    return PairBatch(tokens, at, target, weight)
+    return PairBatch(tokens, at, target, weight, shared)

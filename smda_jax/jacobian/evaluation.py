@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from smda_jax.data.batches import SLACK, blocks_by_length, prompt_batch, shared_length
+from smda_jax.data.batches import SLACK, LengthBlock, prompt_batch, shared_length
 from smda_jax.data.chat import DEFAULT_DATE, Chat, PairTokens, PromptTokens
 from smda_jax.data.features import check, parse
 from smda_jax.data.records import Pairs, Prompts
@@ -158,15 +158,19 @@ def read_prompts(
     h = np.zeros((len(site.layers), len(tokens), model.config.hidden), wide(model.dtype))
     y = np.zeros(len(tokens), h.dtype)
     shared, tail, limit = shared_length(tokens), max(map(len, targets.rows)), programs.memory_limit()
+
+    def one(part: LengthBlock) -> None:
+        rows = part.rows
+        batch = prompt_batch([tokens[i] for i in rows], targets, shared + part.width, shared, rows_of(part.size))
+        axes = {"axes": (-1, 0), "out": Reading(0, 0, 1)}  # type: ignore[arg-type]
+        static = {"targets": targets, "site": site}
+        out = programs.run(readout.base, model.config, model.params, batch, limit=limit, **axes, **static)
+        out = Reading(*(fetch(v).astype(h.dtype) for v in out))
+        h[:, rows], y[rows] = np.concatenate([out.h[None], out.also])[:, : len(rows)], out.y[: len(rows)]
+        progress(len(rows) / len(tokens))
+
     with numerics(model.dtype):
-        for rows, width, size in blocks_by_length([len(t.ids) - shared + tail for t in tokens], block, slack):
-            batch = prompt_batch([tokens[i] for i in rows], targets, shared + width, shared, rows_of(size))
-            axes = {"axes": (-1, 0), "out": Reading(0, 0, 1)}  # type: ignore[arg-type]
-            static = {"targets": targets, "site": site}
-            out = programs.run(readout.base, model.config, model.params, batch, limit=limit, **axes, **static)
-            out = Reading(*(fetch(v).astype(h.dtype) for v in out))
-            h[:, rows], y[rows] = np.concatenate([out.h[None], out.also])[:, : len(rows)], out.y[: len(rows)]
-            progress(len(rows) / len(tokens))
+        programs.for_each([len(t.ids) - shared + tail for t in tokens], block, slack, one)
     return Reading(h[0], y, h[1:])
 
 

@@ -175,9 +175,16 @@ def block_steps(
 def scored_losses(
     config: ModelConfig, params: Params, batch: PairBatch, taps: TapSource = NO_TAPS, keep: tuple[str, ...] = ()
 ) -> tuple[Float[Array, " pair"], dict[str, Array]]:
-    """Loss of every pair (nats per scored token), and inputs of operations: the blocks' in `keep`, the head's all."""
-    hidden = run_blocks(config, params, embed(params, jnp.asarray(batch.tokens), taps), taps, keep=keep)
-    logits, head = unembed(config, params, at_tokens(hidden.x, jnp.asarray(batch.at)), taps)
+    """Loss of every pair (nats per scored token), and inputs of operations: the blocks' in `keep`, the head's all.
+
+    The tokens that all pairs share are run once, as a batch of one; what is kept is that of the rest.
+    """
+    tokens, shared, past = jnp.asarray(batch.tokens), batch.shared, None
+    if shared:
+        past = run_blocks(config, params, embed(params, tokens[:1, :shared], taps), taps).past
+    hidden = run_blocks(config, params, embed(params, tokens[:, shared:], taps), taps, keep=keep, past=past)
+    at = jnp.maximum(jnp.asarray(batch.at) - shared, 0)  # padding stands at 0
+    logits, head = unembed(config, params, at_tokens(hidden.x, at), taps)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(wide(logits.dtype)), jnp.asarray(batch.target))
     return jnp.sum(losses * jnp.asarray(batch.weight, losses.dtype), axis=1), hidden.kept | head
 
@@ -253,12 +260,12 @@ def squared_norm(g: Gradient) -> Float[Array, " pair"]:
     """‖∂L/∂θ‖² per pair over all parameters, a tied table once."""
 
     def layer(total: Array, xs: tuple[dict[str, Array], dict[str, Array]]) -> tuple[Array, None]:
-        return total + squares_of_linear(*xs) + squares_of_small(g.config, *xs), None
+        return total + _squares_of_linear(*xs) + squares_of_small(g.config, *xs), None
 
     return jax.lax.scan(layer, squares_outside(g), (g.inputs, g.deltas))[0]
 
 
-def squares_of_linear(inputs: dict[str, Array], deltas: dict[str, Array]) -> Float[Array, " pair"]:
+def _squares_of_linear(inputs: dict[str, Array], deltas: dict[str, Array]) -> Float[Array, " pair"]:
     """Of one block's linear weights, without forming a gradient: `‖aᵀd‖² = Σ_{s,t} (a_s·a_t)(d_s·d_t)`."""
     grams = {name: _gram(inputs[name]) for name in dict.fromkeys(LINEAR.values())}
     return sum((jnp.sum(grams[source] * _gram(deltas[name]), axis=(1, 2)) for name, source in LINEAR.items()), jnp.zeros(()))

@@ -26,7 +26,7 @@ from smda_jax.jacobian.factors import Factors, PairStatistics, gradient, squares
 from smda_jax.jacobian.factors import factors as factor_block
 from smda_jax.jacobian.finite import finite as finite_block
 from smda_jax.jacobian.forward import forward as forward_block
-from smda_jax.jacobian.programs import TooLargeError
+from smda_jax.jacobian.programs import TooLargeError, for_each
 from smda_jax.jacobian.query import Query
 from smda_jax.jacobian.readout import Reading
 from smda_jax.model.llama import Params
@@ -80,8 +80,32 @@ def factors_of(
     """Factors of one block of tokenised pairs.
 
     `width`, `rows` and `positions` ask for at least so many padded tokens, pairs (the last is repeated) and scored positions,
-    so that blocks share a compiled program. The backward pass takes `at_a_time` pairs.
+    so that blocks share a compiled program. The backward pass takes `at_a_time` pairs, or as many as memory holds.
+
+    Raises:
+        TooLargeError: not even one pair at a time fits.
     """
+    shape = {"width": width, "rows": rows, "positions": positions, "limit": limit}
+    while at_a_time > 1:
+        try:
+            return _factors_of(model, tokens, update, scope, at_a_time=at_a_time, **shape)
+        except TooLargeError:
+            at_a_time //= 2
+    return _factors_of(model, tokens, update, scope, at_a_time=1, **shape)
+
+
+def _factors_of(
+    model: Model,
+    tokens: Sequence[PairTokens],
+    update: Update,
+    scope: LossScope,
+    *,
+    width: int,
+    rows: int,
+    positions: int,
+    at_a_time: int,
+    limit: int | None,
+) -> tuple[Factors, PairStatistics]:
     width = max(width, padded_length(max(len(t.ids) for t in tokens)))
     rows, limit = max(rows, len(tokens)), limit or programs.memory_limit()
     filled = [*tokens, *[tokens[-1]] * (rows - len(tokens))]
@@ -111,7 +135,7 @@ def factors_of(
 
 
 def in_groups(
-    model: Model, tokens: Sequence[PairTokens], update: Update, scope: LossScope = "response", *, at_a_time: int = 16
+    model: Model, tokens: Sequence[PairTokens], update: Update, scope: LossScope = "response"
 ) -> tuple[tuple[Factors, ...], PairStatistics, Int[np.ndarray, " pair"]]:
     """Factors of pairs in groups of like length, which pad less than one; statistics in the groups' order.
 
@@ -124,7 +148,7 @@ def in_groups(
     for rows, width, _ in blocks_by_length([len(t.ids) for t in tokens], len(tokens), slack):
         size = rows_of(len(rows))
         own = [tokens[i] for i in rows]
-        done.append(factors_of(model, own, update, scope, width=width, rows=size, at_a_time=at_a_time))
+        done.append(factors_of(model, own, update, scope, width=width, rows=size))
         order.append(np.pad(rows, (0, size - len(rows)), "edge"))
     found = zip(*(one[1] for one in done), strict=True)
     statistics = PairStatistics(*(np.concatenate([fetch(part) for part in parts]) for parts in found))
@@ -236,25 +260,6 @@ def _push(
     return Delta(dz, dx, dy, dh)
 
 
-def for_each(lengths: Sequence[int], most: int, slack: float, visit: Callable[[LengthBlock], None]) -> None:
-    """Visits blocks of items; where one does not fit into memory, what is left is done in blocks of half the size.
-
-    Raises:
-        TooLargeError: not even one item at a time fits.
-    """
-    left = np.arange(len(lengths))
-    while len(left):
-        try:
-            for part in blocks_by_length([lengths[i] for i in left.tolist()], most, slack):
-                visit(part._replace(rows=left[part.rows]))
-                left[part.rows] = -1
-        except TooLargeError:
-            if most == 1:
-                raise
-            most = -(-most // 2)
-        left = left[left >= 0]
-
-
 def pull_policy(
     evaluation: Evaluation,
     weight_z: Float[np.ndarray, "functional prompt feature"] | None,
@@ -312,16 +317,36 @@ def answer(
     width: int = 0,
     rows: int = 0,
     positions: int = 0,
+    shared: int = 0,
+    norms: bool = True,
 ) -> tuple[list[Float[np.ndarray, "functional pair"]], PairStatistics]:
-    """Change of every functional under every pair's step, and the pairs' losses and gradient norms."""
-    width = max(width, padded_length(max(len(t.ids) for t in tokens)))
+    """Change of every functional under every pair's step, and the pairs' losses and gradient norms.
+
+    Args:
+        model: from `load_model`.
+        tokens: of the pairs.
+        queries: from `pull_policy`.
+        update: the step.
+        scope: response, or all tokens.
+        width: padded tokens; given so that blocks share a compiled program.
+        rows: least padded pairs.
+        positions: least padded scored positions.
+        shared: leading tokens that these pairs have in common (`shared_pair_length`), for what can make use of it.
+        norms: whether gradient norms are asked for; NaN otherwise. Scores are found faster without (`query.along`), unless
+            the step is normalised and needs them.
+    """
+    width, n = width or padded_length(max(len(t.ids) for t in tokens)), len(tokens)
+    forms = norms or update.normalised
     with numerics(model.dtype):
-        batch = pair_batch(tokens, scope, width, rows_of(max(rows, len(tokens))), positions)
-        args = (model.params, batch, queries, jnp.asarray(update.learning_rate))
-        limit, normalised = programs.memory_limit(), update.normalised
-        axes = {"axes": (-1, 0, -1, -1), "out": (1, 0)}
-        out, statistics = programs.run(query.answer, model.config, *args, limit=limit, normalised=normalised, **axes)
-    n = len(tokens)
+        batch = pair_batch(tokens, scope, width, rows_of(max(rows, n)), positions, 0 if forms else shared)
+        rest = {"limit": programs.memory_limit(), "axes": (-1, 0, -1, -1), "out": (1, 0)}
+        eta = jnp.asarray(update.learning_rate)
+        if forms:
+            args = (model.params, batch, queries, eta)
+            out, statistics = programs.run(query.answer, model.config, *args, normalised=update.normalised, **rest)
+        else:
+            found = [programs.run(query.along, model.config, model.params, batch, q, eta, **rest) for q in queries]
+            out, statistics = [values for values, _ in found], found[0][1]
     return [fetch(v)[:, :n] for v in out], PairStatistics(*(fetch(v)[:n] for v in statistics))
 
 
@@ -350,18 +375,19 @@ def adam_scaling(
 
     For the second moments of a training run, `scaling_of(optax.tree_utils.tree_get(state, "nu"))`.
     """
-    total: Params | None = None
+    total: list[Params] = []
+
+    def one(part: LengthBlock) -> None:
+        size = rows_of(part.size)
+        batch = pair_batch([tokens[i] for i in part.rows], scope, part.width, size)
+        weight = (np.arange(size) < len(part.rows)) / len(tokens)
+        args, axes = (model.params, batch, jnp.asarray(weight)), {"axes": (-1, 0, 0), "out": programs.SUM}
+        own = programs.run(_squares, model.config, *args, limit=programs.memory_limit(), **axes)
+        total[:] = [jax.tree.map(jnp.add, total[0], own) if total else own]
+
     with numerics(model.dtype):
-        for rows, width, size in blocks_by_length([len(t.ids) for t in tokens], block):
-            size = rows_of(size)
-            batch = pair_batch([tokens[i] for i in rows], scope, width, size)
-            weight = (np.arange(size) < len(rows)) / len(tokens)
-            args = (model.params, batch, jnp.asarray(weight))
-            axes = {"axes": (-1, 0, 0), "out": programs.SUM}
-            part = programs.run(_squares, model.config, *args, limit=programs.memory_limit(), **axes)
-            total = part if total is None else jax.tree.map(jnp.add, total, part)
-        assert total is not None
-        return scaling_of(total, eps, model.dtype)
+        for_each([len(t.ids) for t in tokens], block, SLACK, one)
+        return scaling_of(total[0], eps, model.dtype)
 
 
 def scaling_of(second_moments: Params, eps: float = 1e-8, dtype: Any = None) -> Params:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from smda_jax.jacobian.engines import GIVES, EngineName, Keep
-from smda_jax.jacobian.pull import READOUTS, prompts_at_a_time
+from smda_jax.jacobian.pull import prompts_at_a_time, slot_size
 from smda_jax.model.config import ModelConfig
 from smda_jax.model.llama import linear_sizes, output_sizes
 
@@ -32,6 +32,7 @@ class Workload:
         prompt_tokens: of a prompt with a target's history.
         shared: leading tokens that all prompts have in common.
         pair_tokens: of a pair.
+        shared_pairs: leading tokens that all pairs have in common.
         scored: tokens of a pair that its loss scores.
         features: that the policy reads.
         active: of them, per prompt.
@@ -48,6 +49,7 @@ class Workload:
     prompt_tokens: float
     shared: int
     pair_tokens: float
+    shared_pairs: int
     scored: float
     features: int
     active: float
@@ -175,10 +177,11 @@ def _reverse(w: Workload, limit: int) -> Price:
     block = _clamp(
         0.2 * limit / (tokens * (2 * _widths(c) + 4 * c.hidden) * w.itemsize), max(1, int(w.prompts * max(asked, 1)))
     )
-    slot = min(READOUTS, key=lambda r: -(-asked // r) * (r * (pair_block + 2 * tokens) + 2 * tokens)) if asked else 1
+    counts = np.array([asked])
+    slot = slot_size(counts, pair_block, tokens)
     slots = w.prompts * -(-asked // slot)
     blocks, own = w.pairs / pair_block, unit(c, tokens)
-    chunks = -(-w.prompts // prompts_at_a_time(c, tokens, asked, w.itemsize, limit))
+    chunks = -(-w.prompts // prompts_at_a_time(c, w.layer, tokens, counts, pair_block, w.itemsize, limit))
     contract = w.prompts * c.layers * _contraction(w, pair_block, tokens, 1)
     contract += slots * (depth - 1) * _contraction(w, pair_block, tokens, slot)
     # In the block that is read, most operations matter at one token only.
@@ -196,15 +199,20 @@ def _query(w: Workload, limit: int) -> Price:
     c, tail, s = w.config, w.prompt_tokens - w.shared, w.pair_tokens
     own, depth = unit(c, w.prompt_tokens), w.layer + 1
     everything = sum(o for _, o in linear_sizes(c).values()) + 2 * c.hidden + sum({c.hidden, c.intermediate})
-    pair_block = _clamp(0.2 * limit / (3 * (s * c.layers * everything + w.scored * 3 * c.vocab) * w.itemsize), min(w.pairs, 64))
     block = _clamp(0.2 * limit / (3 * tail * c.layers * (_widths(c) + 2 * c.hidden) * w.itemsize), min(w.prompts, 256))
     if w.keep == "score":
-        prompts, groups = tail * c.layers * own * (1 + 2 * w.policies), 1.0
+        # Tangents, which keep nothing between the layers; the header of the pairs is run once per block.
+        each = 1 + 2 * w.policies
+        prompts = tail * c.layers * own * each
+        pairs = w.pairs * each * ((s - w.shared_pairs) * c.layers * unit(c, s) + 2.0 * w.scored * c.vocab * c.hidden)
+        held = each * (s * (everything + c.heads * s) + w.scored * 3 * c.vocab)
     else:
         many = w.policies * w.features
         prompts = tail * own * (c.layers * (1 + 2 * (many + 1)) + depth * (1 + 2 * many))
-        groups = -(-2 * many // functionals_at_a_time(w, limit))
-    return Price({"pairs": groups * _pair_pass(w), "prompts": w.prompts * prompts}, pair_block, block)
+        pairs = -(-2 * many // functionals_at_a_time(w, limit)) * _pair_pass(w)
+        held = 3 * (s * c.layers * everything + w.scored * 3 * c.vocab)
+    pair_block = _clamp(0.2 * limit / (held * w.itemsize), min(w.pairs, 64))
+    return Price({"pairs": pairs, "prompts": w.prompts * prompts}, pair_block, block)
 
 
 def functionals_at_a_time(w: Workload, limit: int) -> int:

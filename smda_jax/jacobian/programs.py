@@ -2,11 +2,14 @@
 
 import os
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
+from smda_jax.data.batches import LengthBlock, blocks_by_length
 from smda_jax.model import mesh
 from smda_jax.model.config import ModelConfig
 from smda_jax.model.precision import jit
@@ -91,6 +94,25 @@ def run(program: Any, config: ModelConfig, *args: Any, limit: int, axes: tuple[A
         if "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower():
             raise TooLargeError(str(error).splitlines()[0]) from error
         raise
+
+
+def for_each(lengths: Sequence[int], most: int, slack: float, visit: Callable[[LengthBlock], None]) -> None:
+    """Visits blocks of items; where one does not fit into memory, what is left is done in blocks of half the size.
+
+    Raises:
+        TooLargeError: not even one item at a time fits.
+    """
+    left = np.arange(len(lengths))
+    while len(left):
+        try:
+            for part in blocks_by_length([lengths[i] for i in left.tolist()], most, slack):
+                visit(part._replace(rows=left[part.rows]))
+                left[part.rows] = -1
+        except TooLargeError:
+            if most == 1:
+                raise
+            most = -(-most // 2)
+        left = left[left >= 0]
 
 
 def _spread(program: Any, config: ModelConfig, axes: tuple[Any, ...], out: Any, static: dict[str, Any]) -> Any:

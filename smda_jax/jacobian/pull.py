@@ -14,8 +14,8 @@ from smda_jax.data.batches import LengthBlock, padded_length, prompt_batch
 from smda_jax.jacobian import programs
 from smda_jax.jacobian.evaluation import Evaluation, Progress, silent
 from smda_jax.jacobian.factors import Factors
-from smda_jax.jacobian.passes import Delta, for_each
-from smda_jax.jacobian.programs import TooLargeError
+from smda_jax.jacobian.passes import Delta
+from smda_jax.jacobian.programs import TooLargeError, for_each
 from smda_jax.jacobian.reverse import Matrices, Reads, Start, matrices, pull_block, pull_embedding, start_h, start_y
 from smda_jax.model.config import ModelConfig
 from smda_jax.model.llama import up_to
@@ -53,10 +53,9 @@ def reverse(
     dz = np.full((pairs, *wanted.shape), np.nan, e.h.dtype)
     dy = np.zeros((pairs, len(chosen)), e.h.dtype)
     with numerics(e.model.dtype):
-        # What is kept of a prompt between the layers: streams, and its readouts' gradients.
-        width = max(len(e.tokens[i].ids) for i in chosen.tolist())
-        itemsize = groups[0].embed.dtype.itemsize
-        at_a_time = prompts_at_a_time(e.model.config, width, wanted.sum(axis=1).mean(), itemsize, programs.memory_limit())
+        width, counts = max(len(e.tokens[i].ids) for i in chosen.tolist()), wanted.sum(axis=1)
+        size = groups[0].embed.dtype.itemsize
+        at_a_time = prompts_at_a_time(e.model.config, e.site.layer, width, counts, pairs, size, programs.memory_limit())
         for part in np.array_split(np.arange(len(chosen)), -(-len(chosen) // at_a_time)):
             share = len(part) / len(chosen)
             while not _fits(
@@ -80,10 +79,26 @@ def _fits(call: Callable[[], None], last: bool) -> bool:
     return False
 
 
-def prompts_at_a_time(config: ModelConfig, tokens: float | int, readouts: float | int, itemsize: int, limit: int) -> int:
-    """How many prompts go down the layers together, their streams and their readouts' gradients in a fifth of `limit`."""
-    kept = (config.layers + 2 * float(readouts)) * tokens * config.hidden * itemsize
-    return max(1, int(0.2 * limit / kept))
+def prompts_at_a_time(
+    config: ModelConfig, layer: int, tokens: float | int, counts: np.ndarray, pairs: int, itemsize: int, limit: int
+) -> int:
+    """How many prompts go down the layers together, their streams and their readouts' gradients in a fifth of `limit`.
+
+    `counts` are the readouts of z of each prompt. Kept are, for Y, every stream and a gradient; for each slot of readouts the
+    streams up to `layer` once more, and as many gradients as it has room for.
+    """
+    size = slot_size(counts, pairs, tokens)
+    slots = float(np.ceil(counts / size).mean())
+    kept = config.layers + 1 + slots * (layer + 1 + size)
+    return max(1, int(0.2 * limit / (kept * tokens * config.hidden * itemsize)))
+
+
+def slot_size(counts: np.ndarray, pairs: int, tokens: float | int) -> int:
+    """How many readouts of one prompt are pulled back together; `counts` are those of each prompt.
+
+    A slot runs its prompt once; a larger one runs prompts less often and is filled less well.
+    """
+    return min(READOUTS, key=lambda r: np.ceil(counts / r).sum() * (r * (pairs + 2 * tokens) + 2 * tokens))
 
 
 @dataclass
@@ -186,13 +201,8 @@ def _seen(tokens: Int[np.ndarray, "row token"]) -> Int[np.ndarray, " kind"]:
 def readout_slots(
     wanted: np.ndarray, pairs: int, tokens: int
 ) -> tuple[Int[np.ndarray, " slot"], Int[np.ndarray, "slot readout"], np.ndarray]:
-    """Groups each prompt's wanted readouts into slots of one size → (prompt, features, which of them are real).
-
-    A slot runs its prompt once and pulls its readouts back; a larger size runs prompts less often and is filled less well.
-    """
-    counts = wanted.sum(axis=1)
-    cost = {r: np.ceil(counts / r).sum() * (r * (pairs + 2 * tokens) + 2 * tokens) for r in READOUTS}
-    size = min(cost, key=lambda r: cost[r])
+    """Groups each prompt's wanted readouts into slots of one size → (prompt, features, which of them are real)."""
+    size = slot_size(wanted.sum(axis=1), pairs, tokens)
     row, feature, real = [], [], []
     for n, own in enumerate(wanted):
         k = np.flatnonzero(own)

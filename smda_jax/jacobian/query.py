@@ -1,4 +1,4 @@
-"""Engine `query`: linear functionals of (ΔZ, ΔY) pulled back to the parameters over all prompts, then one dot product per pair.
+"""Engine `query`: linear functionals of (ΔZ, ΔY) pulled back to the parameters over all prompts, then asked of every pair.
 
 A functional is given by its weights, `f = Σ_{n,k} weight_z[n,k] ΔZ[n,k] + Σ_n weight_y[n] ΔY[n]`: the policy's score is one,
 each of its coefficients' pathways another (`policy.influence.functionals`).
@@ -18,7 +18,7 @@ from smda_jax.jacobian.factors import (
     Gradient,
     PairStatistics,
     gradient,
-    squares_of_linear,
+    scored_losses,
     squares_of_small,
     squares_outside,
     step_size,
@@ -92,6 +92,23 @@ def finish(total: Query, scaling: Params | None, dtype: Any) -> Query:
     return Query(jax.tree.map(lambda leaf: leaf.astype(dtype), g))
 
 
+@partial(jit, static_argnames="config")
+def along(
+    config: ModelConfig, params: Params, batch: PairBatch, query: Query, learning_rate: Float[Array, ""]
+) -> tuple[Float[Array, "functional pair"], PairStatistics]:
+    """Change of a few functionals of every layer under every pair's step, `-η dL[i]/dε` at `θ + ε ∂f/∂θ`: a tangent.
+
+    It goes forwards, so that nothing of a pair is kept from layer to layer, and the tokens that all pairs share move the same
+    way for all of them. Each functional takes two thirds of a gradient; the gradient's norm stays unknown (NaN).
+    """
+
+    def change(q: Params) -> tuple[Array, Array]:
+        return jax.jvp(lambda params: scored_losses(config, params, batch)[0], (params,), (q,))
+
+    losses, slope = jax.vmap(change, (_AXES,), (None, 0))(query.gradient)
+    return -learning_rate.astype(slope.dtype) * slope, PairStatistics(losses, jnp.full_like(losses, jnp.nan))
+
+
 @partial(jit, static_argnames=("config", "normalised"))
 def answer(
     config: ModelConfig,
@@ -111,42 +128,28 @@ def answer(
 
 
 def dot(g: Gradient, queries: tuple[Params, ...]) -> tuple[tuple[Float[Array, "functional pair"], ...], Float[Array, " pair"]]:
-    """`Σ_θ q[m,θ] g[i,θ]` of every query, and `‖g[i]‖²`, with g in factored form.
-
-    Per linear operation either `Σ_s δ_s · (q a_s)`, or the pair's own gradient formed and multiplied. The latter takes fewer
-    operations where functionals are many, and gives the norm for nothing; it moves more memory.
-    """
+    """`Σ_θ q[m,θ] g[i,θ]` of every query, and `‖g[i]‖²`: each pair's gradient is formed, one operation at a time."""
     config, dtype = g.config, wide(g.embed.dtype)
-    form = forms_gradient(sum(q.embed.shape[0] for q in queries), g.tokens.shape[1])
 
     def total(spec: str, a: Array, b: Array) -> Array:
         return jnp.einsum(spec, a, b, preferred_element_type=dtype)
-
-    def thin(a: Array, d: Array, w: Array) -> Array:
-        y = jnp.einsum("psi,moi->mpso", a, w)
-        return jnp.sum(y.astype(dtype) * d[None].astype(dtype), axis=(2, 3))
 
     def layer(sums: tuple[tuple[Array, ...], Array], xs: tuple[Any, ...]) -> tuple[tuple[tuple[Array, ...], Array], None]:
         (products, squares), (inputs, deltas, blocks) = (list(sums[0]), sums[1]), xs
         for name, source in LINEAR.items():
             a, d = inputs[source], deltas[name]
-            own = jnp.einsum("pso,psi->poi", d, a).reshape(d.shape[0], -1) if form else None
-            if own is not None:
-                squares = squares + total("px,px->p", own, own)
+            own = jnp.einsum("pso,psi->poi", d, a).reshape(d.shape[0], -1)
+            squares = squares + total("px,px->p", own, own)
             for i, block in enumerate(blocks):
                 q = getattr(block, name)
-                product = thin(a, d, q.w) if own is None else total("mx,px->mp", q.w.reshape(q.w.shape[0], -1), own)
-                products[i] = products[i] + product
+                products[i] = products[i] + total("mx,px->mp", q.w.reshape(q.w.shape[0], -1), own)
                 if q.b is not None:
                     products[i] = products[i] + total("mo,po->mp", q.b, d.sum(axis=1))
         for name, source in SCALE.items():
             own = jnp.sum(inputs[source] * deltas[name], axis=1)
             for i, block in enumerate(blocks):
                 products[i] = products[i] + total("mh,ph->mp", getattr(block, name), own)
-        squares = squares + squares_of_small(config, inputs, deltas)
-        if not form:
-            squares = squares + squares_of_linear(inputs, deltas)
-        return (tuple(products), squares), None
+        return (tuple(products), squares + squares_of_small(config, inputs, deltas)), None
 
     # Queries of z alone reach up to the site's layer: the deepest first, so that those that reach a layer are the first few.
     depth = [q.blocks.attn_norm.shape[0] for q in queries]
@@ -164,27 +167,14 @@ def dot(g: Gradient, queries: tuple[Params, ...]) -> tuple[tuple[Float[Array, "f
     return tuple(by_query[i] for i in range(len(queries))), squares
 
 
-def forms_gradient(functionals: int, tokens: int) -> bool:
-    """Whether `dot` forms each pair's gradient: for one functional both ways take as many operations, and the norm decides.
-
-    Where operations are what is scarce, that is; an accelerator waits for memory.
-    """
-    return functionals * tokens > tokens + functionals or jax.default_backend() == "cpu"
-
-
 def tables(g: Gradient, q: Params) -> Float[Array, "functional pair"]:
     """The part of `dot` in the embedding, the final norm and the unembedding."""
-    dtype, functionals = wide(g.embed.dtype), q.embed.shape[0]
+    dtype = wide(g.embed.dtype)
 
     def total(spec: str, a: Array, b: Array) -> Array:
         return jnp.einsum(spec, a, b, preferred_element_type=dtype)
 
     sum_ = total("mh,ph->mp", q.final_norm, jnp.sum(g.final_unit * g.final_norm, axis=1))
-    positions = g.head.shape[1]
-    if functionals * positions <= positions + functionals:
-        looked_up = jnp.sum(q.embed[:, g.tokens].astype(dtype) * g.embed[None].astype(dtype), axis=(2, 3))
-        top = jnp.einsum("psh,mvh->mpsv", g.head_in, q.embed if q.unembed is None else q.unembed)
-        return sum_ + looked_up + jnp.sum(top.astype(dtype) * g.head[None].astype(dtype), axis=(2, 3))
 
     def one(pair: tuple[Array, ...]) -> Array:
         # One pair at a time: its table is as large as the model's own.

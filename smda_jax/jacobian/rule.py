@@ -14,6 +14,7 @@ from jaxtyping import Int
 from smda_jax.data.batches import PairBatch, padded_length, pair_batch, scored_positions
 from smda_jax.data.chat import LossScope, PairTokens
 from smda_jax.errors import InputError
+from smda_jax.jacobian import programs
 from smda_jax.jacobian.evaluation import Evaluation, Progress, read_prompts, silent
 from smda_jax.jacobian.factors import scored_losses
 from smda_jax.jacobian.passes import Delta, true_change
@@ -58,7 +59,8 @@ def finite_by_rule(
     for i, pair in enumerate(tokens):
         with numerics(e.model.dtype):
             batch = jax.tree.map(jnp.asarray, pair_batch([pair], scope, width, 1, positions))
-            params = _moved(e.model.config, rule, e.model.params, state, batch)
+            args, where = (e.model.params, state, batch), {"axes": (-1, -1, -1), "out": -1}
+            params = programs.run(_moved, e.model.config, *args, limit=programs.memory_limit(), rule=rule, **where)
         after = read_prompts(replace(e.model, params=params), own, e.targets, e.site, slack=e.slack)
         with numerics(e.h.dtype):
             dz, dx = true_change(e.encoder, jnp.asarray(h), jnp.asarray(after.h - h)[None])
@@ -68,7 +70,7 @@ def finite_by_rule(
 
 
 @partial(jit, static_argnames=("config", "rule"))
-def _moved(config: ModelConfig, rule: optax.GradientTransformation, params: Params, state: Any, batch: PairBatch) -> Params:
+def _moved(config: ModelConfig, params: Params, state: Any, batch: PairBatch, rule: optax.GradientTransformation) -> Params:
     g = jax.grad(lambda params: scored_losses(config, params, batch)[0].sum())(params)
     step, _ = rule.update(g, state, params)  # type: ignore[arg-type]
     return optax.apply_updates(params, step)  # type: ignore[arg-type,return-value]

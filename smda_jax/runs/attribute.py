@@ -20,7 +20,7 @@ from smda_jax.jacobian import evaluation as reading
 from smda_jax.jacobian import passes, plan
 from smda_jax.jacobian.evaluation import Evaluation
 from smda_jax.jacobian.passes import Update
-from smda_jax.jacobian.programs import memory_limit
+from smda_jax.jacobian.programs import TooLargeError, memory_limit
 from smda_jax.jacobian.readout import Reading
 from smda_jax.jacobian.rule import rule_named
 from smda_jax.model import mesh
@@ -71,7 +71,12 @@ def attribute(config: Attribute, console: Console | None = None) -> Summary:
     console = console or Console()
     console.quiet = console.quiet or not mesh.writes()
     with mesh.together():
-        return _attribute(config, console)
+        try:
+            return _attribute(config, console)
+        except TooLargeError as error:
+            raise InputError(
+                "memory", f"one pair and one prompt at a time do not fit ({error})", "a smaller --max-length or --dtype"
+            ) from error
 
 
 def _attribute(config: Attribute, console: Console) -> Summary:
@@ -174,9 +179,10 @@ def _plan(c: Attribute, inputs: Inputs, e: Evaluation, policies: dict[str, Polic
     work = workload(c, inputs, len(e.feature_ids), active, len(policies))
     limit = memory_limit()
     made = plan.choose(work, limit, c.engine)
-    made = replace(made, pair_block=c.pair_block or made.pair_block, block=c.prompt_block or made.block)
+    made = replace(made, pair_block=c.pair_block or made.pair_block)
     if begun := run.recorded("plan"):
-        made = replace(made, engine=begun["engine"], pair_block=begun["pair_block"])
+        made = replace(made, engine=begun["engine"], pair_block=begun["pair_block"], block=made.prices[begun["engine"]].block)
+    made = replace(made, block=c.prompt_block or made.block)
     run.begin(engine=made.engine, plan=made.as_dict())
     with numerics(c.dtype):
         seconds = made.prices[made.engine].total / (plan.SHARE * plan.measured_rate(c.dtype))

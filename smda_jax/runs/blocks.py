@@ -9,7 +9,7 @@ import optax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from smda_jax.data.batches import SLACK, LengthBlock, blocks_by_length, scored_positions
+from smda_jax.data.batches import SLACK, LengthBlock, blocks_by_length, scored_positions, shared_pair_length
 from smda_jax.errors import InputError
 from smda_jax.jacobian import passes, pull
 from smda_jax.jacobian.evaluation import Evaluation
@@ -24,6 +24,7 @@ from smda_jax.runs.inputs import Inputs
 from smda_jax.runs.questions import Questions
 from smda_jax.runs.store import RunFolder
 
+SLACK_OF_TAILS = 1.05  # scores are asked of many pairs: compiling for a further width weighs less
 PART_SECONDS = 60  # of work that a kill may lose, by estimate
 
 
@@ -51,9 +52,13 @@ class Blocks:
 
     @cached_property
     def _blocks(self) -> list[LengthBlock]:
+        lengths, most = [len(t.ids) for t in self.inputs.pair_tokens], self.plan.pair_block
+        if self.plan.keep == "score":
+            # Pairs are run from where they differ on.
+            tails = blocks_by_length([n - self._shared for n in lengths], most, SLACK_OF_TAILS)
+            return [part._replace(width=part.width + self._shared) for part in tails]
         # Reverse pulls every prompt back once per block, and groups the pairs in a block by length itself.
-        slack = np.inf if self.plan.engine == "reverse" else SLACK
-        return list(blocks_by_length([len(t.ids) for t in self.inputs.pair_tokens], self.plan.pair_block, slack))
+        return list(blocks_by_length(lengths, most, np.inf if self.plan.engine == "reverse" else SLACK))
 
     @cached_property
     def _scored(self) -> dict[int, int]:
@@ -64,11 +69,16 @@ class Blocks:
             most[width] = max(most.get(width, 0), *own)
         return most
 
+    @cached_property
+    def _shared(self) -> int:
+        return shared_pair_length(self.inputs.pair_tokens, self.config.loss_scope)
+
     def compute(self, console: Console) -> None:
         """Computes what is missing, part by part.
 
         Raises:
-            InputError: a loss, gradient or change is not finite, or a block of one does not fit into memory.
+            InputError: a loss, gradient or change is not finite.
+            TooLargeError: a block of one does not fit into memory.
         """
         done = {name: self._done(name, rows) for name, rows in self}
         share = {name: len(rows) / len(self.inputs.pairs) for name, rows in self}
@@ -83,12 +93,7 @@ class Blocks:
             task = bar.add_task("pairs", total=1.0)
             bar.advance(task, finished)
             visit = self._answer if self.plan.engine == "query" else self._push
-            try:
-                visit(done, lambda share: bar.advance(task, share))
-            except TooLargeError as error:
-                raise InputError(
-                    "memory", f"one pair and one prompt at a time do not fit ({error})", "a smaller --max-length or --dtype"
-                ) from error
+            visit(done, lambda share: bar.advance(task, share))
 
     @property
     def _items(self) -> int:
@@ -132,7 +137,8 @@ class Blocks:
                 self._save(name, rows, statistics, some, delta)
 
     def _save(self, name: str, rows: np.ndarray, statistics: PairStatistics, prompts: np.ndarray, delta: Delta) -> None:
-        fine = np.array([bool(np.isfinite(a).all() and np.isfinite(b).all()) for a, b in zip(delta.x, delta.y, strict=True)])
+        dx = delta.z if self.config.gate == "off" else delta.x
+        fine = np.array([bool(np.isfinite(a).all() and np.isfinite(b).all()) for a, b in zip(dx, delta.y, strict=True)])
         self._refuse(rows, fine, "the step on it")
         out = {"pair": rows, "prompt": prompts, **statistics._asdict(), "delta_z": delta.z, "delta_y": delta.y}
         if self.plan.engine == "finite":  # first-order ΔX is the gate times ΔZ; a true step may also open and close gates
@@ -146,21 +152,11 @@ class Blocks:
         rows, width, size = block
         tokens, scope = [self.inputs.pair_tokens[i] for i in rows], self.config.loss_scope
         shape = {"width": width, "rows": size, "positions": self._scored[width]}
-        at_a_time = 16
-        while True:
-            try:
-                if self.plan.engine == "reverse":
-                    steps, found, back = passes.in_groups(self.inputs.model, tokens, self.update, scope, at_a_time=at_a_time)
-                else:
-                    back = np.arange(len(rows))
-                    steps, found = passes.factors_of(
-                        self.inputs.model, tokens, self.update, scope, at_a_time=at_a_time, **shape
-                    )
-                break
-            except TooLargeError:
-                if at_a_time == 1:
-                    raise
-                at_a_time //= 2
+        if self.plan.engine == "reverse":
+            steps, found, back = passes.in_groups(self.inputs.model, tokens, self.update, scope)
+        else:
+            steps, found = passes.factors_of(self.inputs.model, tokens, self.update, scope, **shape)
+            back = np.arange(len(rows))
         statistics = PairStatistics(*(fetch(v).astype(np.float64)[back] for v in found))
         self._refuse(rows, np.isfinite(statistics.loss) & np.isfinite(statistics.gradient_norm), "its loss or gradient")
         return steps, statistics, back
@@ -224,7 +220,10 @@ class Blocks:
 
     def _ask(self, tokens: list, queries: tuple, shape: dict[str, int]) -> tuple[np.ndarray, PairStatistics]:
         try:
-            values, statistics = passes.answer(self.inputs.model, tokens, queries, self.update, self.config.loss_scope, **shape)
+            values, statistics = passes.answer(
+                self.inputs.model, tokens, queries, self.update, self.config.loss_scope, shared=self._shared,
+                norms=not self.questions.scores_only, **shape,
+            )  # fmt: skip
             statistics = PairStatistics(*(v.astype(np.float64) for v in statistics))
             return np.concatenate(values).astype(np.float64), statistics
         except TooLargeError:

@@ -5,7 +5,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from smda_jax.data.batches import scored_positions, shared_length
+from smda_jax.data.batches import scored_positions, shared_length, shared_pair_length
 from smda_jax.data.features import parse
 from smda_jax.jacobian import plan
 from smda_jax.jacobian.programs import memory_limit
@@ -22,6 +22,7 @@ def workload(c: Attribute, inputs: Inputs, features: int, active: float, policie
         config=inputs.model.config, pairs=len(pairs), prompts=len(prompts),
         prompt_tokens=float(np.mean([len(t.ids) for t in prompts])) + max(map(len, inputs.targets.rows)),
         shared=shared_length(prompts), pair_tokens=float(np.mean([len(t.ids) for t in pairs])),
+        shared_pairs=shared_pair_length(pairs, c.loss_scope),
         scored=float(np.mean([len(scored_positions(t, c.loss_scope)) for t in pairs])), features=features,
         active=float(features) if c.gate == "off" else active, layer=inputs.site.layer, positions=inputs.targets.positions,
         policies=policies, keep=keep, itemsize={"bfloat16": 2, "float32": 4, "float64": 8}[c.dtype],

@@ -55,7 +55,7 @@ def results(
     })  # fmt: skip
     run.write_table("pairs.parquet", {
         "pair_id": pairs.ids, "label": pa.array(pairs.label, words), "category": pa.array(pairs.category, words),
-        "planted": pa.array(pairs.planted, flags), "loss": shift.loss, "gradient_norm": shift.norm,
+        "planted": pa.array(pairs.planted, flags), "loss": shift.loss, "gradient_norm": pa.array(shift.norm, from_pandas=True),
         "mean_delta_y": pa.array(shift.mean_dy, from_pandas=True), "score": score,
         "dominant_feature": pa.array([None] * len(pairs) if dominant is None else dominant, pa.int64()),
         "off_target_share": pa.array(off_target, from_pandas=True), "truncated": [t.truncated for t in inputs.pair_tokens],

@@ -47,7 +47,8 @@ class RunFolder:
         """Creates the folder and its run.json, with `more` in its record. Raises InputError if it cannot be written."""
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        self.record |= more
+        # What a run has chosen stays chosen, even where its base has to be computed anew.
+        self.record |= {k: self._old[k] for k in ("engine", "plan") if k in self._old} | more
         self._write_run({"fingerprint": self.fingerprint, "status": "running", **self.record})
         mesh.wait("run folder")
 
