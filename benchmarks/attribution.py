@@ -26,15 +26,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from peers import ETA, agree, bergson, dense, loops  # type: ignore[import-not-found]
 
 import smda_jax as smda
-from smda_jax.data.batches import SLACK, blocks_by_length, pair_batch, prompt_batch
+from smda_jax.data.batches import SLACK, blocks_by_length
 from smda_jax.data.chat import PairTokens, PromptTokens
 from smda_jax.data.targets import Targets
 from smda_jax.jacobian import passes, plan, programs
 from smda_jax.jacobian.evaluation import Evaluation, Model, encode, read_prompts
 from smda_jax.jacobian.passes import Update
-from smda_jax.jacobian.readout import Site, read
+from smda_jax.jacobian.readout import Site
 from smda_jax.model import hf
 from smda_jax.model.config import ModelConfig, from_hf
 from smda_jax.model.llama import Params
@@ -50,7 +51,6 @@ SHAPES: dict[str, dict[str, Any]] = {
     "1b": dict(hidden=2048, layers=16, heads=32, kv=8, head_dim=64, intermediate=8192, vocab=128256, layer=6),
     "3b": dict(hidden=3072, layers=28, heads=24, kv=8, head_dim=128, intermediate=8192, vocab=128256, layer=10),
 }  # fmt: skip
-ETA = 1e-4
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,8 @@ class Benchmark:
     """What to time: auto, forward, reverse, finite; coefficients and score are engine query."""
     loop_pairs: int = 3
     """Pairs that the loops and dense JAX are measured on; 0 leaves them out."""
+    bergson: Path | None = None
+    """The python of an environment that has bergson (see bergson_peer.py), to be measured too."""
     query_pairs: tuple[int, ...] = ()
     """Further numbers of pairs for the score alone."""
     out: Path = ROOT / "benchmarks" / "results"
@@ -142,50 +144,6 @@ class Clock:
         self.rows[name] = {"seconds": total - compiling, "compile_seconds": compiling, "flop": flop}
         print(f"{name}: {total - compiling:.1f} s, and {compiling:.1f} s of compilation", flush=True)
         return out
-
-
-def dense(e: Evaluation, pairs: list[PairTokens]) -> tuple[np.ndarray, list[float]]:
-    """JAX as it comes: dense per-pair gradients, the model linearised in its parameters, tangents of a few pairs together."""
-    config, params = e.model.config, e.model.params
-
-    @partial(jax.jit, static_argnames="width")
-    def gradients(params: Params, batch: Any, width: int) -> Params:
-        from smda_jax.model.llama import logits
-
-        def loss(params: Params, tokens: Any, at: Any, target: Any, weight: Any) -> Any:
-            logp = jax.nn.log_softmax(logits(config, params, tokens[None])[0, at].astype(jnp.float32))
-            return -jnp.sum(jnp.take_along_axis(logp, target[:, None], 1)[:, 0] * weight.astype(logp.dtype))
-
-        axes = (None, 0, 0, 0, 0)
-        return jax.vmap(jax.grad(loss), axes)(params, batch.tokens, batch.at, batch.target, batch.weight)
-
-    @jax.jit
-    def push(params: Params, tangents: Params, batch: Any) -> Any:
-        _, linear = jax.linearize(lambda p: read(config, p, batch, e.targets, e.site)[:2], params)
-        return jax.vmap(linear)(tangents)
-
-    def once() -> np.ndarray:
-        batch = jax.tree.map(jnp.asarray, pair_batch(pairs, "response", 256, len(pairs)))
-        g = gradients(params, batch, 256)
-        dy = np.zeros((len(pairs), len(e.tokens)), np.float32)
-        lengths = [len(t.ids) + 2 for t in e.tokens]
-        for rows, width, size in blocks_by_length(lengths, 64):
-            prompts = prompt_batch([e.tokens[i] for i in rows], e.targets, width, 0, size)
-            dy[:, rows] = -ETA * np.asarray(push(params, g, prompts)[1], np.float32)[:, : len(rows)]
-        return dy
-
-    with numerics(e.model.dtype):
-        dy = once()
-        start = time.perf_counter()
-        once()
-        return dy, [(time.perf_counter() - start) / len(pairs)] * len(pairs)
-
-
-def agree(name: str, got: np.ndarray, want: np.ndarray, tolerance: float) -> float:
-    """Raises if two ways to the same figures differ."""
-    worst = float(np.abs(np.asarray(got, np.float64) - want).max() / np.abs(want).max())
-    assert worst < tolerance, f"{name}: differs by {worst:.1e}"
-    return worst
 
 
 def main(b: Benchmark) -> None:
@@ -287,33 +245,14 @@ def main(b: Benchmark) -> None:
         per_pair["dense JAX jvp"] = statistics.median(seconds)
         if full is not None:
             agreement["dense_delta_y"] = agree("dense", full[1][: len(few)], dy, 0.1 if bf16 else 2e-3)
-        per_pair |= loops(b, e, hf_config(shape), few, agreement)
+        with tempfile.TemporaryDirectory() as place:
+            hf.save(Path(place), hf_config(shape), e.model.params)
+            per_pair |= loops(e, Path(place), few, agreement)
+            if b.bergson is not None:
+                prompt, pair = bergson(e, Path(place), b.bergson, pairs[:8], agreement)
+                per_pair["bergson: score"] = prompt * len(prompts) / len(pairs) + pair
     table(b, clock, per_pair, rate, len(pairs))
     record(b, shape, clock, per_pair, rate, agreement, float(active.sum(1).mean()))
-
-
-def loops(
-    b: Benchmark, e: Evaluation, raw: dict[str, Any], few: list[PairTokens], agreement: dict[str, float]
-) -> dict[str, float]:
-    """Both PyTorch loops on a few pairs, their results held against engine finite."""
-    from pytorch_loop import Loop  # type: ignore[import-not-found]
-
-    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    out = {}
-    with tempfile.TemporaryDirectory() as folder:
-        hf.save(Path(folder), raw, e.model.params)
-        # A larger step for the comparison: in float32 the loop's differences would be rounding otherwise.
-        eta = 3e-2
-        steps, _ = passes.factors_of(e.model, few, Update(eta))
-        true = smda.finite(e, steps, block=32)
-        for name, tuned in (("PyTorch loop", False), ("PyTorch loop, tuned", True)):
-            loop = Loop(Path(folder), e.tokens, e.targets.sequences, e.site.layer, tuned=tuned, device=device)
-            _, dy, _ = loop.run(few[:1], eta)
-            agreement[f"finite against {name}"] = agree(name, true.y[:1], dy, 0.2 if b.dtype == "bfloat16" else 5e-3)
-            out[name] = statistics.median(loop.run(few, ETA)[2])
-            print(f"{name}: {out[name]:.2f} s per pair", flush=True)
-            del loop
-    return out
 
 
 def table(b: Benchmark, clock: Clock, per_pair: dict[str, float], rate: float, pairs: int) -> None:
@@ -341,7 +280,8 @@ def record(
     stats = jax.devices()[0].memory_stats() or {}
     content = {
         "benchmark": "attribution", "schema_version": 1, "commit": done.stdout.strip() or "unknown",
-        "settings": {k: v for k, v in asdict(b).items() if k != "out"}, "shape": shape, "active_per_prompt": active,
+        "settings": {k: v for k, v in asdict(b).items() if k not in ("out", "bergson")}, "shape": shape,
+        "active_per_prompt": active,
         "device": {
             "platform": jax.default_backend(), "kind": jax.devices()[0].device_kind, "machine": platform.machine(),
             "peak_bytes": stats.get("peak_bytes_in_use"),
