@@ -29,7 +29,7 @@ import tyro
 from peers import ETA, agree, bergson, dense, loops  # type: ignore[import-not-found]
 
 import smda_jax as smda
-from smda_jax.data.batches import SLACK, blocks_by_length
+from smda_jax.data.batches import SLACK, blocks_by_length, blocks_of_tails
 from smda_jax.data.chat import PairTokens, PromptTokens
 from smda_jax.data.targets import Targets
 from smda_jax.jacobian import passes, plan, programs
@@ -209,7 +209,9 @@ def main(b: Benchmark) -> None:
             else:
                 queries = tuple(passes.pull_policy(e, *w_, block=p.block) for w_ in ((wx[part], None), (None, wy[part])))
             out = [np.zeros((len(q.gradient.embed), count)) for q in queries]
-            for rows, width, size in blocks_by_length([len(t.ids) for t in everything[:count]], p.pair_block):
+            lengths, most = [len(t.ids) for t in everything[:count]], p.pair_block
+            blocks = blocks_of_tails(lengths, 31, most) if keep == "score" else blocks_by_length(lengths, most)
+            for rows, width, size in blocks:
                 own = [everything[i] for i in rows]
                 how = {"width": width, "rows": size, "shared": 31, "norms": keep != "score"}
                 got, _ = passes.answer(model, own, queries, update, **how)

@@ -119,6 +119,15 @@ def blocks_by_length(lengths: Sequence[int], most: int, slack: float = SLACK) ->
             yield LengthBlock(own[start : start + size], width, size)
 
 
+def blocks_of_tails(lengths: Sequence[int], shared: int, most: int) -> Iterator[LengthBlock]:
+    """Blocks of items whose first `shared` tokens are run once, alike in what remains of them.
+
+    They are padded little: what is asked this way is asked of many, so that compiling for a further width weighs less.
+    """
+    for part in blocks_by_length([n - shared for n in lengths], most, 1.05):
+        yield part._replace(width=part.width + shared)
+
+
 def prompt_batch(prompts: Sequence[PromptTokens], targets: Targets, width: int, shared: int, rows: int) -> PromptBatch:
     """A batch of `rows` prompts; where fewer are given the last is repeated, so that the compiled shape stays the same."""
     filled = [*prompts, *[prompts[-1]] * (rows - len(prompts))]

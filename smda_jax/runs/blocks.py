@@ -9,7 +9,7 @@ import optax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from smda_jax.data.batches import SLACK, LengthBlock, blocks_by_length, scored_positions, shared_pair_length
+from smda_jax.data.batches import SLACK, LengthBlock, blocks_by_length, blocks_of_tails, scored_positions, shared_pair_length
 from smda_jax.errors import InputError
 from smda_jax.jacobian import passes, pull
 from smda_jax.jacobian.evaluation import Evaluation
@@ -24,7 +24,6 @@ from smda_jax.runs.inputs import Inputs
 from smda_jax.runs.questions import Questions
 from smda_jax.runs.store import RunFolder
 
-SLACK_OF_TAILS = 1.05  # scores are asked of many pairs: compiling for a further width weighs less
 PART_SECONDS = 60  # of work that a kill may lose, by estimate
 
 
@@ -54,9 +53,7 @@ class Blocks:
     def _blocks(self) -> list[LengthBlock]:
         lengths, most = [len(t.ids) for t in self.inputs.pair_tokens], self.plan.pair_block
         if self.plan.keep == "score":
-            # Pairs are run from where they differ on.
-            tails = blocks_by_length([n - self._shared for n in lengths], most, SLACK_OF_TAILS)
-            return [part._replace(width=part.width + self._shared) for part in tails]
+            return list(blocks_of_tails(lengths, self._shared, most))
         # Reverse pulls every prompt back once per block, and groups the pairs in a block by length itself.
         return list(blocks_by_length(lengths, most, np.inf if self.plan.engine == "reverse" else SLACK))
 
