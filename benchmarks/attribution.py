@@ -47,6 +47,7 @@ from smda_jax.sae.encoder import Encoder
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": dict(hidden=64, layers=3, heads=4, kv=2, head_dim=16, intermediate=160, vocab=512, layer=1),
+    "small": dict(hidden=256, layers=4, heads=4, kv=2, head_dim=64, intermediate=704, vocab=2048, layer=1),
     "cpu": dict(hidden=512, layers=8, heads=8, kv=4, head_dim=64, intermediate=1408, vocab=4096, layer=2),
     "1b": dict(hidden=2048, layers=16, heads=32, kv=8, head_dim=64, intermediate=8192, vocab=128256, layer=6),
     "3b": dict(hidden=3072, layers=28, heads=24, kv=8, head_dim=128, intermediate=8192, vocab=128256, layer=10),
@@ -57,8 +58,10 @@ SHAPES: dict[str, dict[str, Any]] = {
 class Benchmark:
     """What to time."""
 
-    shape: Literal["tiny", "cpu", "1b", "3b"] = "cpu"
+    shape: Literal["tiny", "small", "cpu", "1b", "3b"] = "cpu"
     """Shapes of the model."""
+    layers: int = 0
+    """If not 0, so many layers instead."""
     pairs: int = 200
     """Training pairs."""
     prompts: int = 256
@@ -146,9 +149,9 @@ class Clock:
         return out
 
 
-def main(b: Benchmark) -> None:
-    """Checks, times, prints the table, writes the record."""
-    shape = SHAPES[b.shape]
+def main(b: Benchmark, write: bool = True) -> dict[str, Any]:
+    """Checks, times, prints the table → the record, which is written too."""
+    shape = SHAPES[b.shape] | ({"layers": b.layers} if b.layers else {})
     config = from_hf(hf_config(shape), "benchmark")
     targets, site = (
         Targets.of([[40, 649, 956], [40, 649, 1431]] if shape["vocab"] > 1431 else [[40, 64, 95], [40, 64, 14]]),
@@ -254,7 +257,13 @@ def main(b: Benchmark) -> None:
                 prompt, pair = bergson(e, Path(place), b.bergson, pairs[:8], agreement)
                 per_pair["bergson: score"] = prompt * len(prompts) / len(pairs) + pair
     table(b, clock, per_pair, rate, len(pairs))
-    record(b, shape, clock, per_pair, rate, agreement, float(active.sum(1).mean()))
+    content = record(b, shape, clock, per_pair, rate, agreement, float(active.sum(1).mean()))
+    if write:
+        b.out.mkdir(parents=True, exist_ok=True)
+        path = b.out / f"attribution-{b.shape}-{jax.default_backend()}-{content['time']}.json"
+        path.write_text(json.dumps(content, indent=2) + "\n")
+        print(f"record   {path}")
+    return content
 
 
 def table(b: Benchmark, clock: Clock, per_pair: dict[str, float], rate: float, pairs: int) -> None:
@@ -276,12 +285,13 @@ def table(b: Benchmark, clock: Clock, per_pair: dict[str, float], rate: float, p
 
 def record(
     b: Benchmark, shape: dict[str, Any], clock: Clock, per_pair: dict[str, float], rate: float, agreement: Any, active: float
-) -> None:
-    """Writes the JSON record."""
+) -> dict[str, Any]:
+    """The record, as JSON."""
     done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
     stats = jax.devices()[0].memory_stats() or {}
-    content = {
+    return {
         "benchmark": "attribution", "schema_version": 1, "commit": done.stdout.strip() or "unknown",
+        "time": time.strftime("%Y%m%d-%H%M%S"),
         "settings": {k: v for k, v in asdict(b).items() if k not in ("out", "bergson")}, "shape": shape,
         "active_per_prompt": active,
         "device": {
@@ -291,10 +301,6 @@ def record(
         "versions": {name: version(name) for name in ("smda-jax", "jax", "torch", "transformers")},
         "measured_flop_per_second": rate, "agreement": agreement, "engines": clock.rows, "seconds_per_pair": per_pair,
     }  # fmt: skip
-    b.out.mkdir(parents=True, exist_ok=True)
-    path = b.out / f"attribution-{b.shape}-{jax.default_backend()}-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    path.write_text(json.dumps(content, indent=2) + "\n")
-    print(f"record   {path}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,57 @@
+#!/usr/bin/env python3
+"""How the time of the engines grows with pairs, prompts, features and layers, one at a time; writes one record.
+
+python benchmarks/scaling.py
+"""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import tyro
+from attribution import ROOT, Benchmark, main  # type: ignore[import-not-found]
+
+BASE = Benchmark(shape="small", pairs=50, prompts=64, features=24, engines=("auto", "score"), loop_pairs=0)
+AXES = {
+    "pairs": (50, 200, 800),
+    "query_pairs": ((100,), (1000,), (10_000,)),
+    "prompts": (64, 128, 256),
+    "features": (24, 48, 96),
+    "layers": (4, 8, 16),
+}
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What to vary."""
+
+    axes: tuple[str, ...] = tuple(AXES)
+    """Of pairs, query_pairs (the score alone), prompts, features, layers."""
+    out: Path = ROOT / "benchmarks" / "results"
+    """Folder of the record."""
+
+
+def run(c: Scaling) -> None:
+    """Times every point, prints them, writes the record."""
+    points, last = [], {}
+    for axis in c.axes:
+        for value in AXES[axis]:
+            last = main(replace(BASE, **{axis: value}), write=False)
+            asked = value[0] if isinstance(value, tuple) else value
+            points += [{"axis": axis, "value": asked, "way": name, **row} for name, row in last["engines"].items()]
+    # Of the runs with more pairs for the score, nothing else is a point of the axis.
+    points = [p for p in points if p["axis"] != "query_pairs" or " of " in p["way"]]
+    print(f"\n{'':14}{'':>8}  {'':24}{'s':>8}{'compile s':>11}")
+    for p in points:
+        print(f"{p['axis']:14}{p['value']:8}  {p['way']:24}{p['seconds']:8.1f}{p['compile_seconds']:11.1f}")
+    content = {k: last[k] for k in ("commit", "device", "versions", "shape", "measured_flop_per_second")}
+    base = {k: getattr(BASE, k) for k in ("shape", "pairs", "prompts", "features", "dtype")}
+    c.out.mkdir(parents=True, exist_ok=True)
+    name = f"scaling-{BASE.shape}-{last['device']['platform']}-{last['time']}.json"
+    record = {"benchmark": "scaling", "schema_version": 1, "base": base, **content, "points": points}
+    (c.out / name).write_text(json.dumps(record, indent=2) + "\n")
+    print(f"record   {c.out / name}")
+
+
+if __name__ == "__main__":
+    run(tyro.cli(Scaling))
