@@ -70,6 +70,7 @@ def _in_common(ids: Sequence[Sequence[int]], most: int) -> int:
 
 
 SLACK = 1.15
+TIGHT = 1.05  # where a further width is compiled for quickly, beside the work there is
 WORTH = 256  # tokens that a further width must save: fewer take less time than compiling for it
 
 
@@ -124,7 +125,7 @@ def blocks_of_tails(lengths: Sequence[int], shared: int, most: int) -> Iterator[
 
     They are padded little: what is asked this way is asked of many, so that compiling for a further width weighs less.
     """
-    for part in blocks_by_length([n - shared for n in lengths], most, 1.05):
+    for part in blocks_by_length([n - shared for n in lengths], most, TIGHT):
         yield part._replace(width=part.width + shared)
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from smda_jax.data.batches import (
     SLACK,
+    TIGHT,
     LengthBlock,
     blocks_by_length,
     padded_length,
@@ -303,7 +304,7 @@ def pull_policy(
         progress(len(rows) / len(chosen))
 
     with numerics(e.model.dtype):
-        for_each([len(e.tokens[i].ids) - shared + tail for i in chosen], block, e.slack, one)
+        for_each([len(e.tokens[i].ids) - shared + tail for i in chosen], block, min(e.slack, TIGHT), one)
         return query.finish(total[0], scaling, e.model.dtype)
 
 
