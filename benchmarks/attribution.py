@@ -29,7 +29,7 @@ import tyro
 from peers import ETA, agree, bergson, dense, loops  # type: ignore[import-not-found]
 
 import smda_jax as smda
-from smda_jax.data.batches import SLACK, blocks_by_length, blocks_of_tails
+from smda_jax.data.batches import blocks_by_length, blocks_of_tails
 from smda_jax.data.chat import PairTokens, PromptTokens
 from smda_jax.data.targets import Targets
 from smda_jax.jacobian import passes, plan, programs
@@ -183,9 +183,9 @@ def main(b: Benchmark, write: bool = True) -> dict[str, Any]:
 
     def push(engine: str) -> Any:
         p = plan.choose(work("active", len(pairs)), limit, engine)
-        slack = np.inf if p.engine == "reverse" else SLACK
+        worth = np.inf if p.engine == "reverse" else programs.worth(config, 3)
         dx, dy = np.zeros((len(pairs), *X.shape), np.float32), np.zeros((len(pairs), len(Y)), np.float32)
-        for rows, width, size in blocks_by_length([len(t.ids) for t in pairs], p.pair_block, slack):
+        for rows, width, size in blocks_by_length([len(t.ids) for t in pairs], p.pair_block, worth):
             own = [pairs[i] for i in rows]
             if p.engine == "reverse":
                 groups, _, back = passes.in_groups(model, own, update)
@@ -213,7 +213,8 @@ def main(b: Benchmark, write: bool = True) -> dict[str, Any]:
                 queries = tuple(passes.pull_policy(e, *w_, block=p.block) for w_ in ((wx[part], None), (None, wy[part])))
             out = [np.zeros((len(q.gradient.embed), count)) for q in queries]
             lengths, most = [len(t.ids) for t in everything[:count]], p.pair_block
-            blocks = blocks_of_tails(lengths, 31, most) if keep == "score" else blocks_by_length(lengths, most)
+            worth = programs.worth(config, 3)
+            blocks = blocks_of_tails(lengths, 31, most, worth) if keep == "score" else blocks_by_length(lengths, most, worth)
             for rows, width, size in blocks:
                 own = [everything[i] for i in rows]
                 how = {"width": width, "rows": size, "shared": 31, "norms": keep != "score"}

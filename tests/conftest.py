@@ -22,11 +22,10 @@ import numpy as np
 import oracle
 import pytest
 
-from smda_jax.data import batches
 from smda_jax.jacobian import programs
 from smda_jax.sae.formats import save_saelens
 
-batches.WORTH = 64  # or else a handful of texts would all have one width
+programs.COMPILING = 1e-4  # or else a handful of texts would all have one width
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Many tests run the same programs, in this process and in commands they start.

@@ -1,7 +1,6 @@
 """Records, chat, targets, features and batches."""
 
 import json
-from unittest import mock
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +12,6 @@ from conftest import EMBEDDED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smda_jax.data import batches
 from smda_jax.data.batches import blocks_by_length, bucket_widths, padded_length, prompt_batch, shared_length
 from smda_jax.data.chat import Chat, PromptTokens
 from smda_jax.data.features import check, parse, read_labels
@@ -216,12 +214,11 @@ def test_feature_specs(tmp_path):
         check([1, 1], 5)
 
 
-@given(st.lists(st.integers(1, 600), min_size=1, max_size=60), st.integers(1, 9))
+@given(st.lists(st.integers(1, 600), min_size=1, max_size=60), st.integers(1, 9), st.integers(1, 2000))
 @settings(max_examples=100, deadline=None)
-def test_buckets_hold_everything_once_and_waste_little(lengths, size):
-    with mock.patch.object(batches, "WORTH", 0):  # however little a further width saves
-        widths = bucket_widths(lengths)
-        blocks = list(blocks_by_length(lengths, size))
+def test_buckets_hold_everything_once_and_waste_little(lengths, size, worth):
+    widths = bucket_widths(lengths)
+    blocks = list(blocks_by_length(lengths, size))
     bound = sum(padded_length(n) for n in lengths)
     seen = []
     total = 0
@@ -231,16 +228,16 @@ def test_buckets_hold_everything_once_and_waste_little(lengths, size):
         seen += rows.tolist()
         total += width * len(rows)
     assert sorted(seen) == list(range(len(lengths)))
-    assert total <= max(1.25 * sum(lengths), bound)
+    assert total == bound
     assert widths == sorted(set(widths))
-    fewer = bucket_widths(lengths)
-    assert len(fewer) <= len(widths)
+    fewer = bucket_widths(lengths, worth)
+    assert set(fewer) <= set(widths)
     assert fewer[-1] == widths[-1]
 
 
-def test_bucket_widths_are_the_cheapest_of_their_number():
+def test_bucket_widths_are_the_cheapest_of_their_number_and_each_is_worth_it():
     lengths = [10] * 50 + [15] * 50 + [30] * 2 + [60]
-    best = bucket_widths(lengths)
+    best = bucket_widths(lengths, 100)
     from itertools import combinations
 
     def cost(widths):
@@ -249,7 +246,10 @@ def test_bucket_widths_are_the_cheapest_of_their_number():
     options = sorted({padded_length(n) for n in lengths})
     same = [c for c in combinations(options, len(best)) if c[-1] >= 60]
     assert cost(best) == min(map(cost, same))
-    assert all(cost(c) > 1.25 * sum(lengths) for c in combinations(options, len(best) - 1) if c[-1] >= 60)
+    assert 1 < len(best) < len(options)
+    assert all(cost(c) >= cost(best) + 100 for c in combinations(options, len(best) - 1) if c[-1] >= 60)
+    assert all(cost(c) > cost(best) - 100 for c in combinations(options, len(best) + 1) if c[-1] >= 60)
+    assert len(bucket_widths(lengths, np.inf)) == 1
 
 
 def test_the_shared_header_stops_before_the_first_end_of_turn():

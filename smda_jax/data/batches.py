@@ -69,16 +69,10 @@ def _in_common(ids: Sequence[Sequence[int]], most: int) -> int:
     return next((i for i, (a, b) in enumerate(zip(first[:most], last[:most], strict=False)) if a != b), most)
 
 
-SLACK = 1.15
-TIGHT = 1.05  # where a further width is compiled for quickly, beside the work there is
-WORTH = 256  # tokens that a further width must save: fewer take less time than compiling for it
+def bucket_widths(lengths: Sequence[int], worth: float | int = 0) -> list[int]:
+    """The widths that items are padded to, each a `padded_length`: as many as each save `worth` tokens of padding or more.
 
-
-def bucket_widths(lengths: Sequence[int], slack: float = SLACK) -> list[int]:
-    """The fewest widths under which padding adds at most `slack - 1` to the tokens, each a `padded_length`.
-
-    Every width is a compilation, every padded token work. There are fewer where one more would save next to nothing. A pure
-    function of the lengths.
+    Every width is a compilation, every padded token work. A pure function of its arguments.
     """
     padded = sorted(padded_length(n) for n in lengths)
     widths = sorted(set(padded))
@@ -86,11 +80,11 @@ def bucket_widths(lengths: Sequence[int], slack: float = SLACK) -> list[int]:
     # cost[j] = padded tokens of everything up to width j, by the best choice of `most` widths ending in j
     cost = np.array([w * count[: j + 1].sum() for j, w in enumerate(widths)], float)
     before = [[-1] * len(widths)]
-    while cost[-1] > slack * sum(lengths) and len(before) < len(widths):
+    while len(before) < len(widths):
         options = np.array([[cost[i] + widths[j] * count[i + 1 : j + 1].sum() if i < j else np.inf for i in range(len(widths))]
                             for j in range(len(widths))])  # fmt: skip
         best = options.argmin(axis=1)
-        if cost[-1] - options[-1].min() < WORTH:
+        if not cost[-1] - options[-1].min() >= max(worth, 1):
             break
         cost = np.where(best >= 0, options[np.arange(len(widths)), best], np.inf)
         before.append(best.tolist())
@@ -109,9 +103,9 @@ class LengthBlock(NamedTuple):
     size: int
 
 
-def blocks_by_length(lengths: Sequence[int], most: int, slack: float = SLACK) -> Iterator[LengthBlock]:
-    """Blocks of at most `most` items of one bucket, of even sizes; a pure function of the lengths."""
-    widths = bucket_widths(lengths, slack)
+def blocks_by_length(lengths: Sequence[int], most: int, worth: float | int = 0) -> Iterator[LengthBlock]:
+    """Blocks of at most `most` items of one bucket (see `bucket_widths`), of even sizes; a pure function of its arguments."""
+    widths = bucket_widths(lengths, worth)
     bucket = np.searchsorted(widths, lengths)
     for index, width in enumerate(widths):
         own = np.flatnonzero(bucket == index)
@@ -120,12 +114,9 @@ def blocks_by_length(lengths: Sequence[int], most: int, slack: float = SLACK) ->
             yield LengthBlock(own[start : start + size], width, size)
 
 
-def blocks_of_tails(lengths: Sequence[int], shared: int, most: int) -> Iterator[LengthBlock]:
-    """Blocks of items whose first `shared` tokens are run once, alike in what remains of them.
-
-    They are padded little: what is asked this way is asked of many, so that compiling for a further width weighs less.
-    """
-    for part in blocks_by_length([n - shared for n in lengths], most, TIGHT):
+def blocks_of_tails(lengths: Sequence[int], shared: int, most: int, worth: float | int = 0) -> Iterator[LengthBlock]:
+    """Blocks of items whose first `shared` tokens are run once, alike in what remains of them."""
+    for part in blocks_by_length([n - shared for n in lengths], most, worth):
         yield part._replace(width=part.width + shared)
 
 

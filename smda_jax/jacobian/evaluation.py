@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from smda_jax.data.batches import SLACK, LengthBlock, prompt_batch, shared_length
+from smda_jax.data.batches import LengthBlock, prompt_batch, shared_length
 from smda_jax.data.chat import DEFAULT_DATE, Chat, PairTokens, PromptTokens
 from smda_jax.data.features import check, parse
 from smda_jax.data.records import Pairs, Prompts
@@ -96,7 +96,6 @@ class Evaluation:
         z: pre-activations.
         active: where a feature is active.
         y: log-probability of the behaviour, in nats.
-        slack: padded tokens allowed per real one; more padding, fewer shapes to compile.
     """
 
     model: Model
@@ -110,7 +109,6 @@ class Evaluation:
     z: Float[np.ndarray, "prompt feature"]
     active: Bool[np.ndarray, "prompt feature"]
     y: Float[np.ndarray, " prompt"]
-    slack: float = SLACK
 
     @property
     def x(self) -> Float[np.ndarray, "prompt feature"]:
@@ -151,7 +149,6 @@ def read_prompts(
     site: Site,
     *,
     block: int = 64,
-    slack: float = SLACK,
     progress: Progress = silent,
 ) -> Reading:
     """h and Y of prompts at the base weights, in order (NumPy)."""
@@ -170,7 +167,8 @@ def read_prompts(
         progress(len(rows) / len(tokens))
 
     with numerics(model.dtype):
-        programs.for_each([len(t.ids) - shared + tail for t in tokens], block, slack, one)
+        worth = programs.worth(model.config, 1)
+        programs.for_each([len(t.ids) - shared + tail for t in tokens], block, worth, one)
     return Reading(h[0], y, h[1:])
 
 

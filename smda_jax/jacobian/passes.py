@@ -10,8 +10,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from smda_jax.data.batches import (
-    SLACK,
-    TIGHT,
     LengthBlock,
     blocks_by_length,
     padded_length,
@@ -144,9 +142,9 @@ def in_groups(
     of `tokens`.
     """
     # Devices share out every group: several would be told apart on each.
-    slack = np.inf if is_spread() else SLACK
+    worth = np.inf if is_spread() else programs.worth(model.config, 3)
     done, order = [], []
-    for rows, width, _ in blocks_by_length([len(t.ids) for t in tokens], len(tokens), slack):
+    for rows, width, _ in blocks_by_length([len(t.ids) for t in tokens], len(tokens), worth):
         size = rows_of(len(rows))
         own = [tokens[i] for i in rows]
         done.append(factors_of(model, own, update, scope, width=width, rows=size))
@@ -257,7 +255,7 @@ def _push(
         progress(len(rows) / len(chosen))
 
     with numerics(e.model.dtype):
-        for_each(lengths, block, e.slack, one)
+        for_each(lengths, block, programs.worth(e.model.config, 2 * pairs), one)
     return Delta(dz, dx, dy, dh)
 
 
@@ -304,7 +302,8 @@ def pull_policy(
         progress(len(rows) / len(chosen))
 
     with numerics(e.model.dtype):
-        for_each([len(e.tokens[i].ids) - shared + tail for i in chosen], block, min(e.slack, TIGHT), one)
+        worth = programs.worth(e.model.config, 1 + 2 * len(weights[0]))
+        for_each([len(e.tokens[i].ids) - shared + tail for i in chosen], block, worth, one)
         return query.finish(total[0], scaling, e.model.dtype)
 
 
@@ -387,7 +386,7 @@ def adam_scaling(
         total[:] = [jax.tree.map(jnp.add, total[0], own) if total else own]
 
     with numerics(model.dtype):
-        for_each([len(t.ids) for t in tokens], block, SLACK, one)
+        for_each([len(t.ids) for t in tokens], block, programs.worth(model.config, 3), one)
         return scaling_of(total[0], eps, model.dtype)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from smda_jax.data.batches import LengthBlock, blocks_by_length
 from smda_jax.model import mesh
 from smda_jax.model.config import ModelConfig
+from smda_jax.model.llama import linear_sizes
 from smda_jax.model.precision import jit
 
 SUM = "sum"  # of an output: the parts of all devices added up
@@ -42,6 +43,20 @@ class Stopwatch:
 compiling = Stopwatch()
 HELD = 64  # compiled programs; a CPU's take hundreds of memory mappings each, and Linux grants a process 65,530
 _compiled: dict[Any, Any] = {}
+
+
+COMPILING = 2.0  # seconds that a program takes to compile, about
+RATE = {"cpu": 1e11}  # operations per second that it then does, about; elsewhere:
+ELSEWHERE = 2e14
+
+
+def worth(config: ModelConfig, passes: float | int) -> float:
+    """Tokens of padding that take as long as compiling for one more width, each token `passes` times through the model.
+
+    From constants, not from what is measured: what a run did must be found again by its continuation.
+    """
+    each = config.layers * 2 * sum(i * o for i, o in linear_sizes(config).values())
+    return COMPILING * RATE.get(jax.default_backend(), ELSEWHERE) / (each * passes)
 
 
 def forget() -> None:
@@ -96,7 +111,7 @@ def run(program: Any, config: ModelConfig, *args: Any, limit: int, axes: tuple[A
         raise
 
 
-def for_each(lengths: Sequence[int], most: int, slack: float, visit: Callable[[LengthBlock], None]) -> None:
+def for_each(lengths: Sequence[int], most: int, worth: float | int, visit: Callable[[LengthBlock], None]) -> None:
     """Visits blocks of items; where one does not fit into memory, what is left is done in blocks of half the size.
 
     Raises:
@@ -105,7 +120,7 @@ def for_each(lengths: Sequence[int], most: int, slack: float, visit: Callable[[L
     left = np.arange(len(lengths))
     while len(left):
         try:
-            for part in blocks_by_length([lengths[i] for i in left.tolist()], most, slack):
+            for part in blocks_by_length([lengths[i] for i in left.tolist()], most, worth):
                 visit(part._replace(rows=left[part.rows]))
                 left[part.rows] = -1
         except TooLargeError:

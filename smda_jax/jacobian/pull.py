@@ -163,9 +163,11 @@ def _reverse(
 
         pulls.append(_Pull(tokens, start, put, Reads(eot, direction.astype(e.model.dtype))))
 
-    for_each([len(e.tokens[i].ids) + width for i in chosen[part].tolist()], block, e.slack, add_y)
+    # A readout goes back through the model, and meets every pair's step; its prompt has gone forwards.
+    worth = programs.worth(config, 4 + pairs / 8)
+    for_each([len(e.tokens[i].ids) + width for i in chosen[part].tolist()], block, worth, add_y)
     if len(row):
-        for_each(ends[row].tolist(), max(1, block // feature.shape[1]), e.slack, add_h)
+        for_each(ends[row].tolist(), max(1, block // feature.shape[1]), worth / feature.shape[1], add_h)
     scaling = None if steps[0].scaling is None else steps[0].scaling.blocks
     kept = tuple(group.stream for group in steps), tuple(group.delta for group in steps)
     visits = sum(pull.start.stream.shape[0] for pull in pulls)

@@ -61,7 +61,7 @@ def finite_by_rule(
             batch = jax.tree.map(jnp.asarray, pair_batch([pair], scope, width, 1, positions))
             args, where = (e.model.params, state, batch), {"axes": (-1, -1, -1), "out": -1}
             params = programs.run(_moved, e.model.config, *args, limit=programs.memory_limit(), rule=rule, **where)
-        after = read_prompts(replace(e.model, params=params), own, e.targets, e.site, slack=e.slack)
+        after = read_prompts(replace(e.model, params=params), own, e.targets, e.site)
         with numerics(e.h.dtype):
             dz, dx = true_change(e.encoder, jnp.asarray(h), jnp.asarray(after.h - h)[None])
         z[i], x[i], y[i] = np.asarray(dz[0]), np.asarray(dx[0]), after.y - e.y[chosen]

@@ -9,9 +9,9 @@ import optax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from smda_jax.data.batches import SLACK, LengthBlock, blocks_by_length, blocks_of_tails, scored_positions, shared_pair_length
+from smda_jax.data.batches import LengthBlock, blocks_by_length, blocks_of_tails, scored_positions, shared_pair_length
 from smda_jax.errors import InputError
-from smda_jax.jacobian import passes, pull
+from smda_jax.jacobian import passes, programs, pull
 from smda_jax.jacobian.evaluation import Evaluation
 from smda_jax.jacobian.factors import Factors, PairStatistics
 from smda_jax.jacobian.passes import Delta, Update
@@ -52,10 +52,11 @@ class Blocks:
     @cached_property
     def _blocks(self) -> list[LengthBlock]:
         lengths, most = [len(t.ids) for t in self.inputs.pair_tokens], self.plan.pair_block
+        worth = programs.worth(self.inputs.model.config, 3)
         if self.plan.keep == "score":
-            return list(blocks_of_tails(lengths, self._shared, most))
+            return list(blocks_of_tails(lengths, self._shared, most, worth))
         # Reverse pulls every prompt back once per block, and groups the pairs in a block by length itself.
-        return list(blocks_by_length(lengths, most, np.inf if self.plan.engine == "reverse" else SLACK))
+        return list(blocks_by_length(lengths, most, np.inf if self.plan.engine == "reverse" else worth))
 
     @cached_property
     def _scored(self) -> dict[int, int]:

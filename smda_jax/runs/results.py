@@ -1,7 +1,6 @@
 """From the cache of a run to its results: influence, tables, and the check of first order."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -153,10 +152,9 @@ def check_first_order(c: Attribute, inputs: Inputs, e: Evaluation, policy: Polic
         scaling = jax.tree.map(lambda leaf: leaf.astype("float64"), scaling)
     update = blocks.update._replace(scaling=scaling)
     steps, _ = passes.factors_of(model, [inputs.pair_tokens[i] for i in rows], update, c.loss_scope)
-    # A few pairs: compiling for every width of prompts would take longer than the padding.
-    reading = read_prompts(model, e.tokens, e.targets, e.site, slack=2.0)
+    reading = read_prompts(model, e.tokens, e.targets, e.site)
     wide = evaluation_of(model, inputs.sae, inputs.prompts, e.tokens, e.targets, e.site, reading, e.feature_ids, c.encoder)
-    true = passes.finite(replace(wide, slack=2.0), steps, block=16)
+    true = passes.finite(wide, steps, block=16)
     W = ridge(wide.x, wide.y, policy.alpha)
     true_w = decompose(wide.x, wide.y, W, true.x, true.y, policy.alpha, exact=True)
     found: dict[str, list[np.ndarray]] = {}
