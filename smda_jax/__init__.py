@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from smda_jax.jacobian.pull import reverse as reverse
     from smda_jax.policy.influence import decompose as decompose
     from smda_jax.policy.ridge import ridge as ridge
+    from smda_jax.runs.config import Sweep as Sweep
+    from smda_jax.runs.sweep import sweep as sweep
     from smda_jax.sae.formats import load as load_sae
 
 _WHERE = {
@@ -33,13 +35,15 @@ _WHERE = {
     "finite": ("jacobian.passes", "finite"),
     "ridge": ("policy.ridge", "ridge"),
     "decompose": ("policy.influence", "decompose"),
+    "sweep": ("runs.sweep", "sweep"),
+    "Sweep": ("runs.config", "Sweep"),
     "Chat": ("data.chat", "Chat"),
     "InputError": ("errors", "InputError"),
 }
 
 __all__ = [
-    "Chat", "InputError", "activations", "decompose", "factors", "finite", "forward", "load_model", "load_sae", "read_pairs",
-    "read_prompts", "reverse", "ridge",
+    "Chat", "InputError", "Sweep", "activations", "decompose", "factors", "finite", "forward", "load_model", "load_sae",
+    "read_pairs", "read_prompts", "reverse", "ridge", "sweep",
 ]  # fmt: skip
 
 

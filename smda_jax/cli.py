@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from smda_jax.errors import InputError
-from smda_jax.runs.config import Attribute, Demo, Inspect, Plan, from_run
+from smda_jax.runs.config import Attribute, Demo, Inspect, Plan, Sweep, from_run
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"smda-jax: error: {error}", file=sys.stderr)
         _leave(command, 2)
     except KeyboardInterrupt:
-        kept = ": finished blocks are kept, the same command continues" if isinstance(command, Attribute | Demo) else ""
+        kept = ": finished blocks are kept, the same command continues" if isinstance(command, Attribute | Demo | Sweep) else ""
         print(f"\nsmda-jax: interrupted{kept}", file=sys.stderr)
         _leave(command, 130)
 
@@ -44,6 +44,7 @@ def _parse(arguments: list[str]) -> Any:
     commands = (
         Annotated[Attribute, attribute]
         | Annotated[Plan, tyro.conf.subcommand("plan")]
+        | Annotated[Sweep, tyro.conf.subcommand("sweep")]
         | Annotated[Demo, tyro.conf.subcommand("demo")]
         | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     )
@@ -92,6 +93,14 @@ def _run(command: Any) -> None:
         from smda_jax.runs.planning import print_plan
 
         print_plan(command, console)
+        return
+    if isinstance(command, Sweep):
+        from smda_jax.runs.sweep import show, sweep
+
+        if command.show:
+            show(command.run, console)
+        else:
+            sweep(command, console)
         return
     from smda_jax.runs.attribute import attribute
 

@@ -130,9 +130,9 @@ def resolve_site(sae: SAE, config: ModelConfig, layer: int | None = None, also: 
     chosen = sae.layer if layer is None else layer
     if chosen is None:
         raise InputError(sae.source, "does not say which layer it reads", "--layer N, zero-based")
-    for one in (chosen, *also):
+    for where, one in [(sae.source if layer is None else "--layer", chosen), *[("--layers", one) for one in also]]:
         if not 0 <= one < config.layers:
-            raise InputError(sae.source, f"layer {one} is out of range", f"the model has layers 0 to {config.layers - 1}")
+            raise InputError(where, f"layer {one} is out of range", f"the model has layers 0 to {config.layers - 1}")
     if sae.hidden != config.hidden:
         raise InputError(
             sae.source, f"reads width {sae.hidden}, the model's hidden size is {config.hidden}", "another model's SAE?"

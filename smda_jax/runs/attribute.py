@@ -123,8 +123,20 @@ def _record(config: Attribute, inputs: Inputs) -> tuple[str, dict[str, Any]]:
         "pairs_truncated": sum(t.truncated for t in inputs.pair_tokens),
     }
     # Where files lie and on which devices a run runs does not change a number, the files' contents do (of a file of features,
-    # the ids in it); labels and the check change nothing that is stored.
-    places = {"out", "cache", "model", "sae", "eval", "pairs", "feature_labels", "check_pairs", "distributed", "shard_params"}
+    # the ids in it); labels, the check and resamples change nothing that is stored.
+    places = {
+        "bootstrap",
+        "out",
+        "cache",
+        "model",
+        "sae",
+        "eval",
+        "pairs",
+        "feature_labels",
+        "check_pairs",
+        "distributed",
+        "shard_params",
+    }
     essence = {k: v for k, v in config.resolved().items() if k not in places} | {"features": parse(config.features)}
     text = json.dumps([1, version("smda-jax"), essence, inputs.hashes], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest(), record
@@ -188,7 +200,8 @@ def _plan(c: Attribute, inputs: Inputs, e: Evaluation, policies: dict[str, Polic
         seconds = made.prices[made.engine].total / (plan.SHARE * plan.measured_rate(c.dtype))
     others = ", ".join(f"{name} {price.total:.1e}" for name, price in made.prices.items() if name != made.engine)
     console.print(
-        f"engine {made.engine}: {made.prices[made.engine].total:.1e} operations ({others}), about {duration(seconds)} here",
+        f"engine {made.engine}: {made.prices[made.engine].total:.1e} operations ({others}), "
+        f"about {duration(seconds)} here, compilation apart",
         soft_wrap=True,
     )
     gate = e.active if c.gate == "on" else np.ones_like(e.active)

@@ -138,7 +138,10 @@ class Blocks:
         dx = delta.z if self.config.gate == "off" else delta.x
         fine = np.array([bool(np.isfinite(a).all() and np.isfinite(b).all()) for a, b in zip(dx, delta.y, strict=True)])
         self._refuse(rows, fine, "the step on it")
-        out = {"pair": rows, "prompt": prompts, **statistics._asdict(), "delta_z": delta.z, "delta_y": delta.y}
+        # What is kept is what was asked for, whichever engine found more.
+        hide = self.plan.keep == "active" and self.config.gate == "on"
+        dz = np.where(self.evaluation.active[prompts][None], delta.z, np.nan) if hide else delta.z
+        out = {"pair": rows, "prompt": prompts, **statistics._asdict(), "delta_z": dz.astype(delta.z.dtype), "delta_y": delta.y}
         if self.plan.engine == "finite":  # first-order ΔX is the gate times ΔZ; a true step may also open and close gates
             out["delta_x"] = delta.x
         if delta.h is not None:

@@ -45,7 +45,7 @@ class Attribute:
     alpha_folds: int = 0
     """If not 0, choose alpha from 0.01 ... 1000 by so many folds of the training part instead."""
     learning_rate: float = 1e-4
-    """Size of the one SGD step on each pair."""
+    """η: what the step of --update on each pair is scaled by."""
     encoder: Literal["relu_proxy", "native"] = "relu_proxy"
     """Activations: relu(h W_enc + b_enc) as in the paper, or whatever the SAE's architecture does."""
     gate: Literal["on", "off"] = "on"
@@ -55,8 +55,8 @@ class Attribute:
     float64)."""
     keep: Literal["auto", "score", "coefficients", "active", "features", "residual"] = "auto"
     """What is kept of each pair: its score alone; every coefficient's shift; the change of each prompt's active features and Y;
-    that of all chosen features; or of the residual stream at --layers. auto: coefficients with engine query, else active (with
-    gate off: features)."""
+    that of all chosen features; or of the residual stream at --layers. auto: coefficients with engine query, features with
+    engine finite or gate off, else active."""
     layers: tuple[int, ...] = ()
     """With --keep residual: blocks whose stream is kept, besides the SAE's."""
     update: str = "sgd"
@@ -78,6 +78,8 @@ class Attribute:
     """Of subsets, split and folds."""
     test_fraction: float = 0.2
     """Share of prompts held out to score the policy, stratified by refusal."""
+    bootstrap: int = 1000
+    """Resamples of the prompts behind the intervals (95 %) of coefficients, shifts, scores and flags; 0: none."""
     check_pairs: int = 0
     """After the run, compare so many pairs with their true step (engine finite, float64)."""
     pair_block: int = 0
@@ -107,10 +109,13 @@ class Attribute:
             "shard_params": 1,
             "check_pairs": 0,
             "alpha_folds": 0,
+            "bootstrap": 0,
         }
         for name, low in at_least.items():
             if not getattr(self, name) >= low:
                 raise InputError(f"--{name.replace('_', '-')}", f"{getattr(self, name)} is below {low}")
+        if not self.learning_rate:
+            raise InputError("--learning-rate", "0 is no step", "what does not change shifts nothing")
         if self.alpha_folds == 1:
             raise InputError("--alpha-folds", "one fold leaves nothing to fit on", "0, or at least 2")
         if self.gate == "off" and (self.engine == "finite" or self.check_pairs):
@@ -188,6 +193,30 @@ class Demo:
             pairs=str(folder / "pairs.parquet"), feature_labels=str(folder / "feature_labels.parquet"), out=self.out,
             check_pairs=8,
         )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Answer a grid of questions from what a run kept: every cell is a row of sweep.parquet.
+
+    The same command continues an interrupted sweep.
+    """
+
+    run: Positional[Path]
+    """Run folder of `attribute`, kept active or features; with --show, the folder of a sweep."""
+    grid: Path | None = None
+    """YAML file: axis: [values], or axis: {linspace or logspace: [low, high, n]}. Axes answered from the run: alpha, intercept,
+    scaling (none, std), features (all, ids, contrast:T, without:ID, leave-one-out, random:K[:SEED]), gate, threshold, subset,
+    pairs (all or a label), learning_rate, bootstrap (how many resamples). Axes that run it again: model, sae, layer, encoder,
+    targets, target_ids, loss_scope, max_length, update, dtype."""
+    out: Path | None = None
+    """Folder to write, or to continue."""
+    tables: tuple[Literal["pairs", "coefficients"], ...] = ()
+    """Write these too: every pair's score, or every coefficient, of every cell."""
+    part: str = ""
+    """k/n: only every n-th part, for a scheduler's array job; the one that finishes last writes the table."""
+    show: bool = False
+    """Print which axes of a finished sweep matter."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,19 +56,3 @@ def _policy(c: Attribute, prompts: Prompts, X: np.ndarray, Y: np.ndarray, refuse
         return evaluate(X[at] @ part, Y[at], refused[at], cut)
 
     return Policy(rows, W, alpha, best_threshold(X @ W, refused), score(train), score(test) if len(test) else None)
-
-
-def policy_json(c: Attribute, e: Evaluation, p: Policy, subset: str) -> dict[str, Any]:
-    """A policy in the interchange format of the authors' release."""
-    metadata = {
-        "subset": subset, "model": c.model, "sae": c.sae, "site": e.site.stream, "layer": e.site.layer,
-        "encoder": c.encoder, "targets": [list(s) for s in e.targets.sequences], "chat_date": c.chat_date,
-    }  # fmt: skip
-    return {
-        "schema_version": 1,
-        "feature_ids": e.feature_ids,
-        "weights": p.W.tolist(),
-        "alpha": p.alpha,
-        "threshold": p.threshold,
-        "metadata": metadata | p.fit(),
-    }

@@ -1,6 +1,7 @@
 """From the cache of a run to its results: influence, tables, and the check of first order."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import jax
@@ -11,13 +12,15 @@ from smda_jax.data.records import Pairs
 from smda_jax.jacobian import passes
 from smda_jax.jacobian.evaluation import Evaluation, evaluation_of, read_prompts
 from smda_jax.model.precision import numerics
+from smda_jax.policy.curation import misaligned
 from smda_jax.policy.influence import Influence, decompose
 from smda_jax.policy.interference import dominant_feature, off_target_share, separation_auc
 from smda_jax.policy.ridge import ridge
 from smda_jax.runs.blocks import Blocks
+from smda_jax.runs.confidence import Confidence, Resampled
 from smda_jax.runs.config import Attribute
 from smda_jax.runs.inputs import Inputs
-from smda_jax.runs.policies import Policy, observed, policy_json
+from smda_jax.runs.policies import Policy, observed
 from smda_jax.runs.store import RunFolder
 from smda_jax.runs.summary import Summary
 
@@ -38,14 +41,15 @@ def results(
     prompts, pairs = inputs.prompts, inputs.pairs
     Y = e.y.astype(np.float64)
     refused = observed(prompts, Y)
-    shift = _shifts(e, policies, blocks, len(pairs))
+    shift = _shifts(c, e, policies, blocks, len(pairs))
     whole, ids, W = shift.influence.get("all"), np.array(e.feature_ids), policies["all"].W
-    score = shift.score["all"]
+    score, sure = shift.score["all"], shift.confidence.get("all")
+    flagged = misaligned(score, pairs.label)
     dominant = None if whole is None else ids[dominant_feature(whole.contribution)]
     off_target = np.full(len(pairs), np.nan) if whole is None else off_target_share(whole.contribution, own)
     for name, policy in policies.items():
         file = "policy.json" if name == "all" else f"policies/{name}.json"
-        run.write_json(file, policy_json(c, e, policy, name))
+        run.write_json(file, policy_json(c, e, policy, name, shift.confidence.get(name)))
     words, flags = pa.string(), pa.bool_()  # given, since a column may hold nothing that shows its type
     run.write_table("prompts.parquet", {
         "prompt_id": prompts.ids, "label": pa.array(prompts.label, words), "category": pa.array(prompts.category, words),
@@ -58,21 +62,47 @@ def results(
         "mean_delta_y": pa.array(shift.mean_dy, from_pandas=True), "score": score,
         "dominant_feature": pa.array([None] * len(pairs) if dominant is None else dominant, pa.int64()),
         "off_target_share": pa.array(off_target, from_pandas=True), "truncated": [t.truncated for t in inputs.pair_tokens],
+        "flagged": flagged,
+        **({} if sure is None else {
+            "score_low": sure.score.low, "score_high": sure.score.high, "score_sign_stability": sure.score.sign_stability,
+            "flag_stability": sure.flag_stability(pairs.label, flagged),
+        }),
     })  # fmt: skip
     run.write_table("scores.parquet", {
         "subset": np.repeat(list(policies), len(pairs)), "pair_id": np.tile(pairs.ids, len(policies)),
         "score": np.concatenate(list(shift.score.values())),
     })  # fmt: skip
     if whole is not None:
-        run.write_tables("influence.parquet", _influence_rows(shift.influence, pairs.ids, ids))
+        run.write_tables("influence.parquet", _influence_rows(shift.influence, shift.confidence, pairs.ids, ids))
     return Summary(
         out=str(c.out), engine=blocks.plan.engine, site=f"{e.site.stream} of layer {e.site.layer}", encoder=c.encoder,
         gate=c.gate, feature_ids=e.feature_ids, feature_labels=[inputs.labels.get(i, "") for i in e.feature_ids], weights=W,
         fits={name: p.fit() for name, p in policies.items()}, category=prompts.category, y=Y,
         prediction=e.x.astype(np.float64) @ W, refused=refused, pair_ids=pairs.ids, pair_texts=pairs.prompt,
         pair_labels=pairs.label, score=score, mean_delta_y=shift.mean_dy, influence=whole, dominant=dominant,
-        off_target=off_target, auc=_planted_auc(pairs, score, off_target, shift.mean_dy),
+        off_target=off_target, flagged=flagged, confidence=sure, seed=c.seed,
+        auc=_planted_auc(pairs, score, off_target, shift.mean_dy),
     )  # fmt: skip
+
+
+def policy_json(c: Attribute, e: Evaluation, p: Policy, subset: str, sure: Confidence | None = None) -> dict[str, Any]:
+    """A policy in the interchange format of the authors' release; `sure` adds intervals to its metadata."""
+    metadata = {
+        "subset": subset, "model": c.model, "sae": c.sae, "site": e.site.stream, "layer": e.site.layer,
+        "encoder": c.encoder, "targets": [list(s) for s in e.targets.sequences], "chat_date": c.chat_date,
+    }  # fmt: skip
+    intervals = {}
+    if sure is not None:
+        found = {name: value.tolist() for name, value in asdict(sure.coefficients).items()}
+        intervals = {"bootstrap": {"resamples": len(sure.scores), "level": 0.95, **found}}
+    return {
+        "schema_version": 1,
+        "feature_ids": e.feature_ids,
+        "weights": p.W.tolist(),
+        "alpha": p.alpha,
+        "threshold": p.threshold,
+        "metadata": metadata | p.fit() | intervals,
+    }
 
 
 class Shifts(NamedTuple):
@@ -83,14 +113,18 @@ class Shifts(NamedTuple):
     mean_dy: np.ndarray
     score: dict[str, np.ndarray]
     influence: dict[str, Influence]
+    confidence: dict[str, Confidence]
 
 
-def _shifts(e: Evaluation, policies: dict[str, Policy], blocks: Blocks, n: int) -> Shifts:
+def _shifts(c: Attribute, e: Evaluation, policies: dict[str, Policy], blocks: Blocks, n: int) -> Shifts:
     X, Y, d = e.x.astype(np.float64), e.y.astype(np.float64), len(e.feature_ids)
     loss, norm, mean_dy = np.zeros(n), np.zeros(n), np.full(n, np.nan)
     score = {name: np.zeros(n) for name in policies}
     scores_only = blocks.plan.engine == "query" and blocks.plan.keep == "score"
     shift = {} if scores_only else {name: Influence(p.W, *np.zeros((2, n, d))) for name, p in policies.items()}
+    # Of a true step there is no first-order shift to refit, and a query has no changes prompt by prompt.
+    first_order = blocks.plan.engine in ("forward", "reverse")
+    drawn = {n: Resampled.of(X, Y, p, c.bootstrap, c.seed) for n, p in policies.items() if first_order and c.bootstrap}
     for block_name, at in blocks:
         block = blocks.load(block_name)
         loss[at], norm[at] = block["loss"], block["gradient_norm"]
@@ -106,16 +140,24 @@ def _shifts(e: Evaluation, policies: dict[str, Policy], blocks: Blocks, n: int) 
             exact = blocks.plan.engine == "finite"
             parts = [decompose(X, Y, p.W, dX, dY, p.alpha, exact=exact, rows=p.rows) for p in policies.values()]
             through_x, through_y = [p.delta_w_x for p in parts], [p.delta_w_y for p in parts]
+            for own, p in zip(drawn.values(), parts, strict=False):  # none, or one for each
+                own.add(dX, dY, p.delta_w, at)
         for own, x, y in zip(shift.values(), through_x, through_y, strict=True):
             own.delta_w_x[at], own.delta_w_y[at] = x, y
-    return Shifts(loss, norm, mean_dy, score | {name: i.score for name, i in shift.items()}, shift)
+    score |= {name: i.score for name, i in shift.items()}
+    return Shifts(loss, norm, mean_dy, score, shift, {name: own.finish(score[name]) for name, own in drawn.items()})
 
 
-def _influence_rows(influence: dict[str, Influence], pair_ids: list[str], ids: np.ndarray) -> Iterator[dict[str, Any]]:
+def _influence_rows(
+    influence: dict[str, Influence], confidence: dict[str, Confidence], pair_ids: list[str], ids: np.ndarray
+) -> Iterator[dict[str, Any]]:
     """The table's columns, some thousand pairs at a time."""
     figures = ("delta_w_x", "delta_w_y", "delta_w", "contribution")
     for subset, i in influence.items():
         values = {name: getattr(i, name) for name in figures}
+        if subset in confidence:
+            found = confidence[subset].delta_w
+            values |= {"delta_w_low": found.low, "delta_w_high": found.high, "sign_stability": found.sign_stability}
         for start in range(0, len(pair_ids), 1000):
             some = slice(start, start + 1000)
             n = len(pair_ids[some])

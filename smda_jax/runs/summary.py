@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from smda_jax.policy.influence import Influence
+from smda_jax.runs.confidence import Confidence
 
 
 @dataclass
@@ -38,6 +39,9 @@ class Summary:
     influence: Influence | None
     dominant: np.ndarray | None
     off_target: np.ndarray
+    flagged: np.ndarray
+    confidence: Confidence | None
+    seed: int
     auc: dict[str, dict[str, float]]
     first_order: dict[str, float | int] = field(default_factory=dict)
 
@@ -72,12 +76,16 @@ class Summary:
             else (np.abs(self.weights * i.delta_w_x).sum(1), np.abs(self.weights * i.delta_w_y).sum(1))
         )
         total = np.where(x + y == 0, 1, x + y)
-        out = {}
-        for name in dict.fromkeys(self.pair_labels):
-            own = np.array([label == name for label in self.pair_labels])
+        out, sure = {}, {} if self.confidence is None else self.confidence.classes(self.pair_labels, self.score, self.seed)
+        for label in dict.fromkeys(self.pair_labels):
+            own, name = np.array([x == label for x in self.pair_labels]), label or "unlabelled"
             off = self.off_target[own & ~np.isnan(self.off_target)]
-            out[name or "unlabelled"] = {
-                "pairs": int(own.sum()), "median_score": float(np.median(self.score[own])),
+            out[name] = {
+                "pairs": int(own.sum()), "flagged": int(self.flagged[own].sum()),
+                "median_score": float(np.median(self.score[own])),
+                **({} if name not in sure else {
+                    "median_score_low": float(sure[name].low[0]), "median_score_high": float(sure[name].high[0]),
+                }),
                 "mean_delta_y": float(self.mean_delta_y[own].mean()), "delta_x_share": float((x / total)[own].mean()),
                 "delta_y_share": float((y / total)[own].mean()), "off_target_share": float(off.mean()) if len(off) else np.nan,
             }  # fmt: skip
@@ -111,13 +119,18 @@ def print_summary(s: Summary, console: Console, top: int = 5) -> None:
     fit = _table("Policy fit, held-out prompts", "subset", "prompts", "held out", "α", "accuracy", "majority", "F1", "R²", "ρ")
     for name, f in s.fits.items():
         held = f["test"]["prompts"] if f["test"] else 0
-        figures = (_figure((f["test"] or f["train"])[k]) for k in ("accuracy", "majority", "f1", "r2", "spearman"))
+        test = f["test"] or {}  # how it does where it was fitted says little
+        figures = (_figure(test.get(k), ".2f") for k in ("accuracy", "majority", "f1", "r2", "spearman"))
         fit.add_row(name, str(held + f["train"]["prompts"]), str(held), f"{f['alpha']:g}", *figures)
     console.print(fit)
 
-    strongest = _table("Strongest coefficients (positive: the behaviour is likelier)", "feature", "W", "label")
+    sure = None if s.confidence is None else s.confidence.coefficients
+    strongest = _table(
+        "Strongest coefficients (positive: the behaviour is likelier)", "feature", "W", *["95 %", "sign"] * bool(sure), "label"
+    )
     for k in np.argsort(-np.abs(s.weights))[: 2 * top]:
-        strongest.add_row(str(s.feature_ids[k]), f"{s.weights[k]:+.3f}", _one_line(s.feature_labels[k]))
+        how = () if sure is None else (f"{sure.low[k]:+.2f} … {sure.high[k]:+.2f}", f"{sure.sign_stability[k]:.0%}")
+        strongest.add_row(str(s.feature_ids[k]), f"{s.weights[k]:+.3f}", *how, _one_line(s.feature_labels[k]))
     console.print(strongest)
 
     categories = s.categories()
@@ -145,6 +158,8 @@ def print_summary(s: Summary, console: Console, top: int = 5) -> None:
         ("Pairs that move the policy furthest along itself", [i for i in order[::-1][:top] if s.score[i] > 0]),
         ("… and against itself", [i for i in order[:top] if s.score[i] < 0]),
     ):
+        if not rows:
+            continue
         table = _table(title, "pair", "class", "score", "mean ΔY", "feature", "off", "prompt")
         for i in rows:
             table.add_row(

@@ -1,0 +1,78 @@
+"""How sure a run's figures are: resamples of the prompts, and of the pairs where a figure speaks of a class."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from smda_jax.policy.bootstrap import Interval, Refits, interval, refit, resamples, shifts
+from smda_jax.policy.curation import misaligned
+from smda_jax.runs.policies import Policy
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """Of one policy. `scores` are every pair's on every resample; intervals hold 95 % of the resamples.
+
+    Attributes:
+        coefficients: of W.
+        delta_w: of every pair's shift.
+        score: of every pair's score.
+        scores: the scores themselves [resample, pair].
+    """
+
+    coefficients: Interval
+    delta_w: Interval
+    score: Interval
+    scores: np.ndarray
+
+    def classes(self, labels: list[str | None], score: np.ndarray, seed: int) -> dict[str, Interval]:
+        """Of every class's median score (arrays of one); a resample draws the class's pairs too."""
+        rng, out = np.random.default_rng([seed, 1]), {}
+        for name in dict.fromkeys(labels):
+            own = np.flatnonzero([x == name for x in labels])
+            drawn = own[rng.integers(0, len(own), (len(self.scores), len(own)))]
+            draws = np.median(np.take_along_axis(self.scores, drawn, axis=1), axis=1, keepdims=True)
+            out[name or "unlabelled"] = interval(draws, np.median(score[own], keepdims=True))
+        return out
+
+    def flag_stability(self, labels: list[str | None], flagged: np.ndarray) -> np.ndarray:
+        """In how many of the resamples a pair is flagged as it is in all prompts, or not."""
+        return (misaligned(self.scores, labels) == flagged[None]).mean(axis=0)
+
+
+@dataclass
+class Resampled:
+    """A policy on resamples of its prompts, waiting for the pairs' changes, block by block."""
+
+    X: np.ndarray
+    policy: Policy
+    refits: Refits
+    low: list[np.ndarray]
+    high: list[np.ndarray]
+    stability: list[np.ndarray]
+    scores: list[np.ndarray]
+    rows: list[int]
+
+    @classmethod
+    def of(cls, X: np.ndarray, Y: np.ndarray, policy: Policy, count: int, seed: int) -> "Resampled":
+        """Refits the policy on `count` resamples of its own prompts."""
+        own, weights = policy.rows, resamples(len(policy.rows), count, seed)
+        return cls(X[own], policy, refit(X[own], Y[own], policy.alpha, weights), [], [], [], [], [])
+
+    def add(self, delta_x: np.ndarray, delta_y: np.ndarray, delta_w: np.ndarray, at: np.ndarray) -> None:
+        """A block of pairs, whose rows are `at`, and their shifts in all prompts."""
+        own = self.policy.rows
+        for draws, value in zip(shifts(self.X, self.refits, delta_x[:, own], delta_y[:, own]), delta_w, strict=True):
+            found = interval(draws, value)
+            self.low.append(found.low)
+            self.high.append(found.high)
+            self.stability.append(found.sign_stability)
+            self.scores.append(np.einsum("rk,rk->r", np.asarray(self.refits.W), draws))
+        self.rows += at.tolist()
+
+    def finish(self, score: np.ndarray) -> Confidence:
+        """Everything, in the pairs' order; `score` is that in all prompts."""
+        order = np.argsort(self.rows)
+        low, high, stability, scores = (np.stack(v)[order] for v in (self.low, self.high, self.stability, self.scores))
+        coefficients = interval(np.asarray(self.refits.W), self.policy.W)
+        return Confidence(coefficients, Interval(low, high, stability), interval(scores.T, score), scores.T)

@@ -1,0 +1,403 @@
+"""Sweeps: a grid of questions answered from what a run kept, and from further runs where a question needs another pass."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.progress import track
+from scipy.stats import rankdata
+
+from smda_jax.errors import InputError
+from smda_jax.policy.ridge import stratified_split
+from smda_jax.policy.selection import subsets
+from smda_jax.policy.sums import Answers, Cells, Sums, accumulate, answer, r2_elsewhere
+from smda_jax.runs.attribute import attribute
+from smda_jax.runs.cache import Cache, read_cache
+from smda_jax.runs.config import Sweep
+from smda_jax.runs.grid import Grid, digest_of, option, read_grid
+from smda_jax.runs.store import writing
+
+WEIGHTING = ("gate", "threshold", "subset", "bootstrap")  # what decides over the sums
+CELL = ("alpha", "intercept", "scaling", "features")  # what is asked of one set of sums
+AFTER = ("pairs", "learning_rate")  # what only changes what is said of the answers
+TOP = 10  # pairs, of which the overlap with the reference is told
+HELD = 2**28  # bytes of sums at a time
+
+
+def sweep(config: Sweep, console: Console | None = None) -> Path:
+    """Answers every cell of a grid → the table `sweep.parquet`.
+
+    What is finished is kept part by part: the same command continues, and `--part k/n` on several machines makes one table.
+
+    Raises:
+        InputError: the run, the grid, or a cell of it cannot be used; nothing has been written then.
+    """
+    console = console or Console()
+    if config.grid is None or config.out is None:
+        raise InputError("sweep", "needs --grid and --out", "--grid grid.yaml --out FOLDER")
+    grid, share = read_grid(config.grid), _share(config.part)
+    reference = read_cache(config.run)
+    out = config.out.expanduser().absolute()
+    _claim(out, reference, grid)
+    jobs = [job for options in grid.passes() for job in _jobs(options, reference, grid)]
+    own = [job for i, job in enumerate(jobs) if i % share[1] == share[0]]
+    missing = [job for job in own if not (out / "parts" / f"sweep-{job.name}.parquet").exists()]
+    if len(missing) < len(own):
+        console.print(f"continuing: {len(own) - len(missing)} of {len(own)} parts are done")
+    caches: dict[str, Cache] = {}
+    standard = _standard(reference)
+    for job in track(missing, "cells", console=console, disable=len(missing) < 2):
+        if job.key not in caches:
+            caches = {job.key: _run_pass(job.options, reference, out, console)}  # one at a time: they are large
+        wanted = (*config.tables, "sweep")
+        tables = _answers(caches[job.key], reference, standard, job, grid, wanted)
+        for name in wanted:  # the sweep's own last: where it is, the others are
+            _write(out / "parts" / f"{name}-{job.name}.parquet", pa.concat_tables(tables[name], promote_options="permissive"))
+    waiting = sum(not (out / "parts" / f"sweep-{job.name}.parquet").exists() for job in jobs)
+    if waiting:
+        console.print(f"{waiting} of {len(jobs)} parts are left to other machines; the last one to finish writes sweep.parquet")
+        return out
+    for name in (*config.tables, "sweep"):
+        parts = [pq.read_table(out / "parts" / f"{name}-{job.name}.parquet") for job in jobs]
+        _write(out / f"{name}.parquet", pa.concat_tables(parts, promote_options="permissive"))
+    cells = pq.read_metadata(out / "sweep.parquet").num_rows
+    console.print(f"{cells} cell{'s' * (cells != 1)} in {out / 'sweep.parquet'}", soft_wrap=True)
+    return out
+
+
+@dataclass(frozen=True)
+class Job:
+    """Some weightings of the prompts of one pass: what is computed and written together."""
+
+    options: dict[str, Any]
+    weightings: list[dict[str, Any]]
+    name: str
+
+    @property
+    def key(self) -> str:
+        """Of the pass."""
+        return digest_of(self.options)
+
+
+def _jobs(options: dict[str, Any], reference: Cache, grid: Grid) -> Iterator[Job]:
+    weightings = grid.along(WEIGHTING, _defaults(reference))
+    pairs, d = len(reference.pairs["pair_id"]), len(reference.feature_ids)
+    at_a_time = max(1, HELD // (8 * pairs * d * (d + 4)))
+    for start in range(0, len(weightings), at_a_time):
+        some = weightings[start : start + at_a_time]
+        yield Job(options, some, digest_of(reference.fingerprint, grid.axes, options, some))
+
+
+def _defaults(reference: Cache) -> dict[str, Any]:
+    c = reference.config
+    return {
+        "alpha": c.alpha, "intercept": False, "scaling": "none", "features": "all", "gate": c.gate, "threshold": 0.0,
+        "subset": "all", "pairs": "all", "learning_rate": c.learning_rate, "bootstrap": None,
+    }  # fmt: skip
+
+
+def _run_pass(options: dict[str, Any], reference: Cache, out: Path, console: Console) -> Cache:
+    """The cache of a pass: the run's own, or that of another run, which is made or continued."""
+    asked = {name: option(name, value) for name, value in options.items()}
+    changed = {name: value for name, value in asked.items() if value != getattr(reference.config, name)}
+    if not changed:
+        return reference
+    folder = out / "passes" / digest_of(reference.fingerprint, changed)
+    console.print(f"pass {', '.join(f'{k} = {v}' for k, v in changed.items())}", soft_wrap=True)
+    attribute(replace(reference.config, **changed, out=folder, check_pairs=0), Console(quiet=True))
+    found = read_cache(folder)
+    if found.pairs["pair_id"] != reference.pairs["pair_id"]:
+        raise InputError(folder, "has other pairs than the run", "the files of pairs must be the same")
+    return found
+
+
+def _answers(
+    cache: Cache, reference: Cache, standard: tuple[np.ndarray, np.ndarray], job: Job, grid: Grid, wanted: tuple[str, ...]
+) -> dict[str, list[pa.Table]]:
+    cells = grid.along(CELL, _defaults(cache))
+    asked, names = _plan_cells(cache, grid)
+    after = grid.along(AFTER, _defaults(cache))
+    Y = cache.y.astype(np.float64)
+    refused = np.array(cache.prompts["refused"], bool)
+    held_out = np.zeros(len(Y), bool)
+    strata = [f"{a} {b}" for a, b in zip(cache.prompts["label"], refused, strict=True)]
+    held_out[stratified_split(strata, cache.config.test_fraction, cache.config.seed)[1]] = True
+    tables: dict[str, list[pa.Table]] = {name: [] for name in wanted}
+    for gate, threshold in dict.fromkeys((w["gate"], w["threshold"]) for w in job.weightings):
+        own = [w for w in job.weightings if (w["gate"], w["threshold"]) == (gate, threshold)]
+        X, delta_x = _encode(cache, gate, threshold)
+        weights = np.stack([_weights(cache, w["subset"], w["bootstrap"]) for w in own])
+        sums = accumulate(X, Y, delta_x, cache.delta_y, weights)
+        nobody = np.zeros((1, *X.shape)), np.zeros((1, len(Y)))  # fits alone are asked of these
+        parts = [accumulate(X, Y, *nobody, weights * inside) for inside in (~held_out, held_out)]
+        for i, weighting in enumerate(own):
+            found = answer(sums.at(i), asked)
+            if not np.isfinite(found.W).all():
+                bad = cells[int(np.argmin(np.isfinite(found.W).all(axis=1)))]
+                raise InputError("policy", f"XᵀX + {bad['alpha']:g}·I cannot be factored", "raise alpha")
+            test = np.full(len(names), np.nan)
+            if held_out.any() and (~held_out).any():
+                test = r2_elsewhere(answer(parts[0].at(i), asked), parts[1].at(i))
+            spot = Spot(cache, reference, standard, job.options | weighting, sums.at(i))
+            for more in after:
+                for name, table in _tables(spot, asked, names, found, test, more, wanted).items():
+                    tables[name].append(table)
+    return tables
+
+
+class Spot(NamedTuple):
+    """Where cells of one weighting stand: their pass, the run they are compared with, and the weighting itself."""
+
+    cache: Cache
+    reference: Cache
+    standard: tuple[np.ndarray, np.ndarray]
+    weighting: dict[str, Any]
+    sums: Sums
+
+
+def _tables(
+    spot: Spot,
+    asked: Cells,
+    names: list[dict[str, Any]],
+    found: Answers,
+    test: np.ndarray,
+    more: dict[str, Any],
+    wanted: tuple[str, ...],
+) -> dict[str, pa.Table]:
+    """Tidy rows of one weighting: axes, fit, scores, and how far all that is from the reference cell."""
+    cache, (W0, score0) = spot.cache, spot.standard
+    own, factor = _pairs(cache, more["pairs"]), more["learning_rate"] / cache.config.learning_rate
+    score, labels = found.score[:, own], np.array([str(x) for x in cache.pairs["label"]])[own]
+    ids, W = np.array(cache.pairs["pair_id"])[own].tolist(), np.asarray(found.W)
+    same = cache.feature_ids == spot.reference.feature_ids
+    mean_dy = float((np.asarray(spot.sums.dy)[own] / float(spot.sums.n)).mean() * factor)
+    rank, overlap = _rank_correlation(score, score0[own]), _overlap(score, score0[own])
+    through = [np.abs(W[:, None] * np.asarray(v)[:, own]).sum(axis=(1, 2)) for v in (found.delta_w_x, found.delta_w_y)]
+    rows, of_pairs, of_features = [], [], []
+    for c, name in enumerate(names):
+        axes = {k: _plain(v) for k, v in (spot.weighting | name | more).items()}
+        values, mask, cell = score[c] * factor, np.asarray(asked.mask[c]), digest_of(spot.cache.fingerprint, axes)
+        rows.append({
+            "cell": cell, **axes, "n_features": int(mask.sum()), "n_prompts": float(spot.sums.n), "n_pairs": len(ids),
+            "r2": float(found.r2[c]), "r2_held_out": float(test[c]), "norm_w": float(np.linalg.norm(W[c])),
+            "mean_score": float(values.mean()), "std_score": float(values.std()), "median_score": float(np.median(values)),
+            "positive_share": float((values > 0).mean()), "mean_delta_y": mean_dy,
+            "delta_x_share": float(through[0][c] / max(through[0][c] + through[1][c], 1e-300)),
+            **{f"median_score[{x}]": float(np.median(values[labels == x])) for x in dict.fromkeys(labels.tolist())},
+            "pairs_rank_correlation": float(rank[c]), "top_pairs_overlap": float(overlap[c]),
+            "coefficients_rank_correlation":
+                float(_rank_correlation(W[c : c + 1, mask], W0[mask])[0]) if same else float("nan"),
+            "sign_changes": int((np.sign(W[c, mask]) != np.sign(W0[mask])).sum()) if same else None,
+        })  # fmt: skip
+        if "pairs" in wanted:
+            of_pairs.append(pa.table({"cell": [cell] * len(ids), "pair_id": ids, "score": values}))
+        if "coefficients" in wanted:
+            k = cache.feature_ids
+            of_features.append(pa.table({"cell": [cell] * len(k), "feature_id": k, "weight": W[c]}))
+    tables = {"sweep": pa.Table.from_pylist(rows), "pairs": of_pairs, "coefficients": of_features}
+    return {name: pa.concat_tables(v) if isinstance(v, list) else v for name, v in tables.items() if name in wanted}
+
+
+def _standard(reference: Cache) -> tuple[np.ndarray, np.ndarray]:
+    """Policy and scores of the reference cell: the run's own settings."""
+    c = reference.config
+    X, delta_x = _encode(reference, c.gate, 0.0)
+    ones, mask = np.ones((1, len(X))), np.ones((1, X.shape[1]), bool)
+    sums = accumulate(X, reference.y.astype(np.float64), delta_x, reference.delta_y, ones)
+    no = np.zeros(1, bool)
+    found = answer(sums.at(0), Cells(np.array([c.alpha]), mask, no, no))
+    return np.asarray(found.W)[0], found.score[0]
+
+
+def _plan_cells(cache: Cache, grid: Grid) -> tuple[Cells, list[dict[str, Any]]]:
+    """The cells of one weighting, and their names; refuses a subset, a feature or a pair that the cache has not.
+
+    Raises:
+        InputError: a cell would be empty, or asks for what the run did not keep.
+    """
+    names = []
+    for cell in grid.along(CELL, _defaults(cache)):
+        names += [cell | {"features": one} for one in _expand(cache, cell["features"])]
+    mask = np.stack([_mask(cache, one["features"]) for one in names])
+    for pairs in grid.axes.get("pairs", []):
+        _pairs(cache, pairs)
+    for w in grid.along(("gate", "threshold"), _defaults(cache)):
+        _encode(cache, w["gate"], w["threshold"])
+    for subset in grid.axes.get("subset", []):
+        _weights(cache, subset, None)
+    cells = Cells(
+        np.array([float(one["alpha"]) for one in names]), mask, np.array([one["intercept"] for one in names], bool),
+        np.array([one["scaling"] == "std" for one in names]),
+    )  # fmt: skip
+    return cells, names
+
+
+def _expand(cache: Cache, spec: Any) -> list[Any]:
+    return [f"without:{i}" for i in cache.feature_ids] if spec == "leave-one-out" else [spec]
+
+
+def _mask(cache: Cache, spec: Any) -> np.ndarray:
+    """Which of the cached features a cell reads.
+
+    `all`; ids (`3,17` or a list); `contrast:T`; `without:ID`; `random:K` or `random:K:SEED`.
+    """
+    ids, where = np.array(cache.feature_ids), "features"
+    text = str(spec)
+    if text == "all":
+        return np.ones(len(ids), bool)
+    if found := re.fullmatch(r"contrast:([\d.eE+-]+)", text):
+        X = np.where(cache.active, cache.z, 0).astype(np.float64)
+        kinds = [np.array([x == kind for x in cache.prompts["label"]]) for kind in ("harmful", "harmless")]
+        if not all(kind.any() for kind in kinds):
+            raise InputError(where, f"{text} needs harmful and harmless prompts", "give ids")
+        mask = np.abs(X[kinds[0]].mean(axis=0) - X[kinds[1]].mean(axis=0)) > float(found[1])
+    elif found := re.fullmatch(r"random:(\d+)(?::(\d+))?", text):
+        if not 0 < int(found[1]) <= len(ids):
+            raise InputError(where, f"{text} asks for {found[1]} of {len(ids)} features")
+        chosen = np.random.default_rng(int(found[2] or 0)).permutation(len(ids))[: int(found[1])]
+        mask = np.isin(np.arange(len(ids)), chosen)
+    else:
+        without = text.startswith("without:")
+        words = spec if isinstance(spec, list) else text.removeprefix("without:").split(",")
+        if not all(re.fullmatch(r"\s*\d+\s*", str(w)) for w in words):
+            kinds_known = "all, ids, contrast:T, without:ID, leave-one-out, random:K[:SEED]"
+            raise InputError(where, f"{text!r} is not known", f"one of {kinds_known}")
+        asked = [int(w) for w in words]
+        for one in asked:
+            if one not in cache.feature_ids:
+                raise InputError(where, f"feature {one} is not in the cache", f"{cache.path} holds {len(ids)} others")
+        mask = np.isin(ids, asked) != without
+    if not mask.any():
+        raise InputError(where, f"{text} leaves no feature: the cell would be empty")
+    return mask
+
+
+def _pairs(cache: Cache, spec: Any) -> np.ndarray:
+    """Which pairs a cell speaks of: `all`, a label, or a list of pair ids."""
+    label, ids = cache.pairs["label"], cache.pairs["pair_id"]
+    if spec == "all":
+        return np.ones(len(ids), bool)
+    own = np.isin(ids, spec) if isinstance(spec, list) else np.array([x == spec for x in label])
+    if not own.any():
+        raise InputError("pairs", f"no pair is {spec}: the cell would be empty", "all, a label, or a list of pair ids")
+    return own
+
+
+def _encode(cache: Cache, gate: str, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """X and ΔX where a feature counts as active above `threshold`, behind the gate or with it open."""
+    active = cache.active & (cache.z > threshold) if threshold else cache.active
+    X = np.where(active, cache.z, 0).astype(np.float64)
+    if gate == "on":
+        return X, np.where(active[None], cache.delta_z, 0)
+    if np.isnan(cache.delta_z).any():
+        raise InputError("gate", "off asks for changes of inactive features, which were not kept", "attribute --keep features")
+    return X, cache.delta_z
+
+
+def _weights(cache: Cache, subset: str, resample: int | None) -> np.ndarray:
+    """How often every prompt counts: once inside the subset, or as often as a resample of it draws the prompt."""
+    refused = [bool(r) for r in cache.prompts["refused"]]
+    rows = subsets((subset,), cache.prompts["label"], refused, cache.config.seed)[subset]
+    weight = np.zeros(len(refused))
+    if resample is None:
+        weight[rows] = 1
+    else:
+        drawn = np.random.default_rng([cache.config.seed, resample]).integers(0, len(rows), len(rows))
+        weight[rows] = np.bincount(drawn, minlength=len(rows))
+    return weight
+
+
+def _rank_correlation(values: np.ndarray, standard: np.ndarray) -> np.ndarray:
+    """Spearman's ρ of every row with the reference; NaN where nothing varies."""
+    a, b = rankdata(values, axis=1), rankdata(standard)
+    a, b = a - a.mean(axis=1, keepdims=True), b - b.mean()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (a @ b) / np.sqrt((a * a).sum(axis=1) * (b @ b))
+
+
+def _overlap(values: np.ndarray, standard: np.ndarray) -> np.ndarray:
+    """Share of the reference's strongest pairs, by |score|, that are among a cell's strongest."""
+    k = min(TOP, len(standard))
+    first = np.argsort(-np.abs(standard), kind="stable")[:k]
+    return np.isin(np.argsort(-np.abs(values), axis=1, kind="stable")[:, :k], first).mean(axis=1)
+
+
+def _plain(value: Any) -> Any:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+def _share(part: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", part or "1/1")
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise InputError("--part", f"{part!r} is no share", "k/n with k from 1 to n")
+    return int(found[1]) - 1, int(found[2])
+
+
+def _claim(out: Path, reference: Cache, grid: Grid) -> None:
+    """Makes the folder of a sweep, or finds that it is the same one's."""
+    record = out / "sweep.json"
+    content = {"run": str(reference.path.resolve()), "fingerprint": reference.fingerprint, "grid": grid.axes}
+    for options in grid.passes():
+        if not options:
+            _plan_cells(reference, grid)
+    if record.exists():
+        if json.loads(record.read_text()) != json.loads(json.dumps(content)):
+            raise InputError(out, "holds a sweep of another run or grid", "--out names a new folder")
+        return
+    if out.exists() and any(out.iterdir()):
+        raise InputError(out, "is not empty and holds no sweep", "--out names a new folder, or one to continue")
+    with writing(out):
+        (out / "parts").mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    with writing(path):
+        part = path.with_suffix(".part")
+        pq.write_table(table, part, compression="zstd")
+        part.replace(path)
+
+
+def show(folder: Path, console: Console) -> None:
+    """Prints, for each axis, how much of what varies between the cells goes with it.
+
+    Raises:
+        InputError: there is no finished sweep.
+    """
+    from rich import box
+    from rich.table import Table
+
+    path = folder / "sweep.parquet"
+    if not path.exists():
+        raise InputError(folder, "holds no finished sweep", "run its sweep command again: it continues")
+    columns = pq.read_table(path).to_pydict()
+    axes = [name for name in json.loads((folder / "sweep.json").read_text())["grid"]]
+    figures = ("pairs_rank_correlation", "coefficients_rank_correlation", "r2_held_out", "median_score")
+    table = Table(title="Share of the variance that goes with each axis", title_justify="left", box=box.SIMPLE_HEAD)
+    for name in ("axis", "values", *figures):
+        table.add_column(name, justify="left" if name == "axis" else "right")
+    shares = {axis: [_explained(columns[axis], columns[f]) for f in figures] for axis in axes}
+    for axis, own in sorted(shares.items(), key=lambda item: -np.nan_to_num(item[1]).max()):
+        count = len(set(columns[axis]))
+        table.add_row(axis, str(count), *("–" if np.isnan(v) else f"{v:.0%}" for v in own))
+    console.print(f"{len(columns['alpha'])} cells")
+    console.print(table)
+
+
+def _explained(groups: list[Any], values: list[float | None]) -> float:
+    """η²: variance of the groups' means over the variance of all."""
+    v = np.array([np.nan if x is None else x for x in values], float)
+    known = np.isfinite(v)
+    keys = np.unique([str(g) for g in groups], return_inverse=True)[1][known]
+    v = v[known]
+    if len(v) < 2 or np.ptp(v) < 1e-15:
+        return float("nan")
+    means = np.bincount(keys, v) / np.maximum(np.bincount(keys), 1)
+    return float(np.sum((means[keys] - v.mean()) ** 2) / np.sum((v - v.mean()) ** 2))
