@@ -9,8 +9,12 @@ from conftest import IDS, PAIRS
 from test_run import run, table
 from test_sweep import refit as least_squares
 
+from smda_jax.errors import InputError
 from smda_jax.policy.bootstrap import interval, refit, resamples, shifts
 from smda_jax.policy.curation import misaligned
+from smda_jax.policy.ridge import Fit, ridge
+from smda_jax.runs.confidence import Resampled
+from smda_jax.runs.policies import Policy
 
 
 def test_resampled_shifts_equal_differences_of_refits():
@@ -92,3 +96,13 @@ def test_a_run_without_resamples_says_nothing_of_them(files, tmp_path, options):
     assert "score_low" not in columns
     assert len(pq.read_table(out / "pairs.parquet")) == len(PAIRS)
     assert "bootstrap" not in json.loads((out / "policy.json").read_text())["metadata"]
+
+
+def test_resamples_without_a_policy_are_said():
+    """A feature that is active on one prompt only: without a penalty, resamples that miss the prompt have no policy."""
+    r = np.random.default_rng(0)
+    X, Y = np.column_stack([r.normal(size=20), np.eye(20)[0]]), r.normal(size=20)
+    fit = Fit(20, *[float("nan")] * 7)
+    policy = Policy(np.arange(20), ridge(X, Y, 0.0), 0.0, 0.0, fit, None)
+    with pytest.raises(InputError, match=r"of 50 resamples.*--bootstrap 0"):
+        Resampled.of(X, Y, policy, 50, 0)

@@ -64,7 +64,7 @@ def swept(kept, out, grid, *more):
 
 
 def test_cells_equal_separate_runs(files, kept, tmp_path):
-    some = ",".join(map(str, IDS[:3]))
+    some = ",".join(map(str, sorted(IDS[:3])))
     grid = {"alpha": [1, 5.0], "features": ["all", some], "gate": ["on", "off"], "subset": ["all", "natural"]}
     grid |= {"learning_rate": [1e-4, 3e-4]}
     cells = swept(kept, tmp_path / "sweep", grid, "--tables", "pairs", "coefficients")
@@ -122,6 +122,51 @@ def test_parts_of_several_machines_make_one_table_and_a_killed_sweep_continues(k
     assert "alpha" in capsys.readouterr().out
 
 
+def test_features_without_deviation_have_no_coefficient_in_its_units():
+    r = np.random.default_rng(0)
+    X, Y = np.maximum(r.normal(size=(30, 3)), 0), r.normal(size=30)
+    X[:, 1] = 0
+    no = np.zeros((1, 30, 3)), np.zeros((1, 30))
+    yes, all_ = np.ones(1, bool), np.ones((1, 3), bool)
+    for constant in (0.0, 0.3):
+        X[:, 1] = constant
+        found = answer(accumulate(X, Y, *no, np.ones((1, 30))).at(0), Cells(np.array([2.0]), all_, yes, yes))
+        rest = answer(
+            accumulate(X, Y, *no, np.ones((1, 30))).at(0), Cells(np.array([2.0]), all_ & (np.arange(3) != 1), yes, yes)
+        )
+        np.testing.assert_allclose(found.W, rest.W, rtol=1e-12)
+        assert found.W[0, 1] == 0
+    flat = answer(accumulate(X, np.full(30, -0.7), *no, np.ones((1, 30))).at(0), Cells(np.array([2.0]), all_, ~yes, ~yes))
+    assert np.isnan(flat.r2[0])
+
+
+def test_texts_replace_the_token_ids_of_a_run(files, tmp_path):
+    ids = run(files, tmp_path / "ids", "--dtype=float64", "--keep=features", "--target-ids", "40,64", "41,3")
+    cells = swept(ids, tmp_path / "sweep", {"targets": ["I can't", "Sure"]})
+    alone = run(files, tmp_path / "alone", "--dtype=float64", "--keep=features", "--targets", "Sure")
+    assert cells[0]["mean_score"] != cells[1]["mean_score"]
+    np.testing.assert_allclose(cells[1]["mean_score"], table(alone, "scores.parquet")["score"].mean(), rtol=1e-9)
+
+
+def test_the_reference_is_the_run_as_it_was_with_the_penalty_it_chose(files, tmp_path):
+    out = run(files, tmp_path / "run", "--dtype=float64", "--alpha-folds=2")
+    policy = json.loads((out / "policy.json").read_text())
+    assert policy["alpha"] != 5.0
+    (cell,) = swept(out, tmp_path / "sweep", {"features": ["all"]}, "--tables", "coefficients")
+    assert cell["alpha"] == policy["alpha"]
+    weights = pq.read_table(tmp_path / "sweep" / "coefficients.parquet")["weight"].to_pylist()
+    np.testing.assert_allclose(weights, policy["weights"], rtol=1e-9)
+
+
+def test_tables_can_be_asked_for_later_and_no_cell_comes_twice(kept, tmp_path):
+    first, second = IDS[0], IDS[1]
+    grid = {"features": ["all", first, f"{first},{second}", [second, first], f"without:{first}", "leave-one-out"]}
+    cells = swept(kept, tmp_path / "sweep", grid)
+    assert len(cells) == len({c["cell"] for c in cells}) == 3 + len(IDS)
+    swept(kept, tmp_path / "sweep", grid, "--tables", "pairs")
+    assert len(pq.read_table(tmp_path / "sweep" / "pairs.parquet")) == 5 * len(cells)
+
+
 @pytest.mark.parametrize(
     ("grid", "words"),
     [
@@ -135,6 +180,7 @@ def test_parts_of_several_machines_make_one_table_and_a_killed_sweep_continues(k
         ({"features": ["blue"]}, ["is not known"]),
         ({"pairs": ["nobody"]}, ["the cell would be empty"]),
         ({"subset": ["strange"]}, ["strange"]),
+        ({"targets": ["No"], "target_ids": ["1,2"]}, ["are one axis"]),
         ({"scaling": ["large"]}, ["is not known"]),
     ],
 )

@@ -88,6 +88,15 @@ def accumulate(
     return Sums(*jax.lax.map(base, weights), *pairs)
 
 
+_ROUNDING = 1e-12  # share of a sum of squares that may be nothing but rounding
+
+
+def _spread(s: Any) -> Any:
+    """Σ w (Y − mean)²; NaN where Y does not vary, so that an R² says nothing then."""
+    total = s.yy - s.y * s.y / s.n
+    return jnp.where(total > _ROUNDING * s.yy, total, jnp.nan)
+
+
 @in_float64
 @jax.jit
 def answer(sums: Sums, cells: Cells) -> Answers:
@@ -96,19 +105,22 @@ def answer(sums: Sums, cells: Cells) -> Answers:
         W = U⁻¹XᵀDY,   ΔW_X = U⁻¹(ΔXᵀDY − (ΔXᵀDX + XᵀDΔX)W),   ΔW_Y = U⁻¹XᵀDΔY,   U = XᵀDX + α diag(s²)
 
     with s = 1, or the features' standard deviations where `scaled`; they count as constants under a step. A feature outside
-    `mask` has coefficient and shift nought.
+    `mask`, or without any deviation to scale by, has coefficient and shift nought.
     """
     s: Any = sums
     mean_x, mean_y = s.x / s.n, s.y / s.n
-    variance = jnp.diagonal(s.xx) / s.n - mean_x**2
+    square = jnp.diagonal(s.xx) / s.n
+    variance = jnp.maximum(square - mean_x**2, 0)
+    constant = variance <= _ROUNDING * square  # in units of its deviation such a feature has no coefficient
 
     def one(cell: Cells) -> Answers:
-        m, c = cell.mask.astype(s.x.dtype), cell.intercept.astype(s.x.dtype)
+        mask = cell.mask & ~(cell.scaled & constant)
+        m, c = mask.astype(s.x.dtype), cell.intercept.astype(s.x.dtype)
         # (Σ ab) − c (Σ a)(Σ b)/n: centred where there is an intercept.
         xx = s.xx - c * jnp.outer(s.x, mean_x)
         xy = (s.xy - c * s.x * mean_y) * m
         penalty = cell.alpha * jnp.where(cell.scaled, variance, jnp.ones_like(variance))
-        U = xx * m[:, None] * m[None] + jnp.diag(jnp.where(cell.mask, penalty, jnp.ones_like(penalty)))
+        U = xx * m[:, None] * m[None] + jnp.diag(jnp.where(mask, penalty, jnp.ones_like(penalty)))
         inverse = jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(U), True), jnp.eye(len(m), dtype=U.dtype))
         W = inverse @ xy
         # ΔXᵀDX W and XᵀDΔX W
@@ -118,8 +130,8 @@ def answer(sums: Sums, cells: Cells) -> Answers:
         xdy = s.xdy - c * jnp.outer(s.dy, mean_x)
         b = c * (mean_y - mean_x @ W)
         residual = s.yy - 2 * (W @ s.xy + b * s.y) + W @ s.xx @ W + 2 * b * (W @ s.x) + b * b * s.n
-        total = s.yy - s.y * mean_y
-        x, y = (jnp.where(cell.mask[None], v, jnp.zeros_like(v)) @ inverse for v in (dxy - right - left, xdy))
+        total = _spread(s)
+        x, y = (jnp.where(mask[None], v, jnp.zeros_like(v)) @ inverse for v in (dxy - right - left, xdy))
         return Answers(W, b, 1 - residual / total, x, y)
 
     return jax.lax.map(one, cells, batch_size=16)
@@ -130,4 +142,4 @@ def r2_elsewhere(found: Answers, sums: Sums) -> Float[np.ndarray, " cell"]:
     W, b, s = np.asarray(found.W), np.asarray(found.b), sums
     residual = s.yy - 2 * (W @ s.xy + b * s.y) + np.einsum("ck,kl,cl->c", W, s.xx, W) + 2 * b * (W @ s.x) + b * b * s.n
     with np.errstate(divide="ignore", invalid="ignore"):
-        return 1 - residual / (s.yy - s.y**2 / s.n)
+        return 1 - residual / np.asarray(_spread(s))

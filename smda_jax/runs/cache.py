@@ -17,12 +17,14 @@ from smda_jax.runs.store import RunFolder
 class Cache:
     """Activations and their changes under every pair's step, as a run left them; rows keep the order of its inputs.
 
-    `delta_z` is NaN where it was not kept.
+    `inputs` are the hashes of its files, `alpha` that of its policy of all prompts; `delta_z` is NaN where it was not kept.
     """
 
     path: Path
     fingerprint: str
     config: Attribute
+    inputs: dict[str, str]
+    alpha: float
     feature_ids: list[int]
     z: np.ndarray
     active: np.ndarray
@@ -50,7 +52,7 @@ def read_cache(path: Path) -> Cache:
     if plan["engine"] == "finite":
         raise InputError(path, "holds true steps, and what follows from sums is first order", "attribute with --engine auto")
     folder = RunFolder(path, raw["fingerprint"], {"config": raw["config"]})
-    base = folder.load("base")
+    base, alpha = folder.load("base"), float(json.loads((path / "policy.json").read_text())["alpha"])
     prompts, pairs = (pq.read_table(path / name).to_pydict() for name in ("prompts.parquet", "pairs.parquet"))
     n, d, count = *base["z"].shape, len(pairs["pair_id"])
     delta_z, delta_y = np.full((count, n, d), np.nan, base["z"].dtype), np.full((count, n), np.nan, base["z"].dtype)
@@ -61,6 +63,7 @@ def read_cache(path: Path) -> Cache:
     if np.isnan(delta_y).any():
         raise InputError(path / "jacobian", "lacks a block", "run its attribute command again: it continues")
     return Cache(
-        path, raw["fingerprint"], config, base["feature_ids"].tolist(), base["z"], base["active"], base["y"], delta_z, delta_y,
-        prompts, pairs,
+        path=path, fingerprint=raw["fingerprint"], config=config, inputs=raw["inputs"], alpha=alpha,
+        feature_ids=base["feature_ids"].tolist(), z=base["z"], active=base["active"], y=base["y"], delta_z=delta_z,
+        delta_y=delta_y, prompts=prompts, pairs=pairs,
     )  # fmt: skip

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from smda_jax.errors import InputError
 from smda_jax.policy.bootstrap import Interval, Refits, interval, refit, resamples, shifts
 from smda_jax.policy.curation import misaligned
 from smda_jax.runs.policies import Policy
@@ -55,9 +56,18 @@ class Resampled:
 
     @classmethod
     def of(cls, X: np.ndarray, Y: np.ndarray, policy: Policy, count: int, seed: int) -> "Resampled":
-        """Refits the policy on `count` resamples of its own prompts."""
+        """Refits the policy on `count` resamples of its own prompts.
+
+        Raises:
+            InputError: a resample has no policy (α = 0, and dependent features in it).
+        """
         own, weights = policy.rows, resamples(len(policy.rows), count, seed)
-        return cls(X[own], policy, refit(X[own], Y[own], policy.alpha, weights), [], [], [], [], [])
+        refits = refit(X[own], Y[own], policy.alpha, weights)
+        singular = int((~np.isfinite(np.asarray(refits.W)).all(axis=1)).sum())
+        if singular:
+            why = f"XᵀX + {policy.alpha:g}·I cannot be factored in {singular} of {count} resamples"
+            raise InputError("bootstrap", why, "a larger --alpha, or --bootstrap 0")
+        return cls(X[own], policy, refits, [], [], [], [], [])
 
     def add(self, delta_x: np.ndarray, delta_y: np.ndarray, delta_w: np.ndarray, at: np.ndarray) -> None:
         """A block of pairs, whose rows are `at`, and their shifts in all prompts."""

@@ -35,6 +35,11 @@ class Grid:
         """How many cells."""
         return int(np.prod([len(values) for values in self.axes.values()], dtype=np.int64))
 
+    @property
+    def needs_passes(self) -> bool:
+        """Whether some axis may ask for another pass."""
+        return any(name in PASS for name in self.axes)
+
     def passes(self) -> Iterator[dict[str, Any]]:
         """The options of every pass that the grid needs; the run's own is `{}`."""
         own = {name: values for name, values in self.axes.items() if name in PASS}

@@ -1,6 +1,7 @@
 """Sweeps: a grid of questions answered from what a run kept, and from further runs where a question needs another pass."""
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -46,9 +47,13 @@ def sweep(config: Sweep, console: Console | None = None) -> Path:
     reference = read_cache(config.run)
     out = config.out.expanduser().absolute()
     _claim(out, reference, grid)
-    jobs = [job for options in grid.passes() for job in _jobs(options, reference, grid)]
-    own = [job for i, job in enumerate(jobs) if i % share[1] == share[0]]
-    missing = [job for job in own if not (out / "parts" / f"sweep-{job.name}.parquet").exists()]
+    of_pass = [list(_jobs(options, reference, grid)) for options in grid.passes()]
+    jobs = [job for own in of_pass for job in own]
+    # A further pass is run by one machine alone; of the run's own the parts are shared out.
+    shares = of_pass if grid.needs_passes else [[job] for job in jobs]
+    own = [job for i, some in enumerate(shares) if i % share[1] == share[0] for job in some]
+    wanted = (*config.tables, "sweep")
+    missing = [job for job in own if not all((out / "parts" / f"{t}-{job.name}.parquet").exists() for t in wanted)]
     if len(missing) < len(own):
         console.print(f"continuing: {len(own) - len(missing)} of {len(own)} parts are done")
     caches: dict[str, Cache] = {}
@@ -56,15 +61,14 @@ def sweep(config: Sweep, console: Console | None = None) -> Path:
     for job in track(missing, "cells", console=console, disable=len(missing) < 2):
         if job.key not in caches:
             caches = {job.key: _run_pass(job.options, reference, out, console)}  # one at a time: they are large
-        wanted = (*config.tables, "sweep")
         tables = _answers(caches[job.key], reference, standard, job, grid, wanted)
         for name in wanted:  # the sweep's own last: where it is, the others are
             _write(out / "parts" / f"{name}-{job.name}.parquet", pa.concat_tables(tables[name], promote_options="permissive"))
-    waiting = sum(not (out / "parts" / f"sweep-{job.name}.parquet").exists() for job in jobs)
+    waiting = sum(not all((out / "parts" / f"{t}-{job.name}.parquet").exists() for t in wanted) for job in jobs)
     if waiting:
         console.print(f"{waiting} of {len(jobs)} parts are left to other machines; the last one to finish writes sweep.parquet")
         return out
-    for name in (*config.tables, "sweep"):
+    for name in wanted:
         parts = [pq.read_table(out / "parts" / f"{name}-{job.name}.parquet") for job in jobs]
         _write(out / f"{name}.parquet", pa.concat_tables(parts, promote_options="permissive"))
     cells = pq.read_metadata(out / "sweep.parquet").num_rows
@@ -98,7 +102,7 @@ def _jobs(options: dict[str, Any], reference: Cache, grid: Grid) -> Iterator[Job
 def _defaults(reference: Cache) -> dict[str, Any]:
     c = reference.config
     return {
-        "alpha": c.alpha, "intercept": False, "scaling": "none", "features": "all", "gate": c.gate, "threshold": 0.0,
+        "alpha": reference.alpha, "intercept": False, "scaling": "none", "features": "all", "gate": c.gate, "threshold": 0.0,
         "subset": "all", "pairs": "all", "learning_rate": c.learning_rate, "bootstrap": None,
     }  # fmt: skip
 
@@ -111,17 +115,20 @@ def _run_pass(options: dict[str, Any], reference: Cache, out: Path, console: Con
         return reference
     folder = out / "passes" / digest_of(reference.fingerprint, changed)
     console.print(f"pass {', '.join(f'{k} = {v}' for k, v in changed.items())}", soft_wrap=True)
-    attribute(replace(reference.config, **changed, out=folder, check_pairs=0), Console(quiet=True))
+    if "targets" in changed:
+        changed["target_ids"] = ()  # which would replace them
+    here = {"out": folder, "check_pairs": 0, "bootstrap": 0, "distributed": False, "shard_params": 1}
+    attribute(replace(reference.config, **(changed | here)), Console(quiet=True))
     found = read_cache(folder)
-    if found.pairs["pair_id"] != reference.pairs["pair_id"]:
-        raise InputError(folder, "has other pairs than the run", "the files of pairs must be the same")
+    for name, value in reference.inputs.items():
+        if name not in changed and found.inputs[name] != value:
+            raise InputError(getattr(reference.config, name), "has changed since the run", "sweep a new run of it")
     return found
 
 
 def _answers(
     cache: Cache, reference: Cache, standard: tuple[np.ndarray, np.ndarray], job: Job, grid: Grid, wanted: tuple[str, ...]
 ) -> dict[str, list[pa.Table]]:
-    cells = grid.along(CELL, _defaults(cache))
     asked, names = _plan_cells(cache, grid)
     after = grid.along(AFTER, _defaults(cache))
     Y = cache.y.astype(np.float64)
@@ -140,7 +147,7 @@ def _answers(
         for i, weighting in enumerate(own):
             found = answer(sums.at(i), asked)
             if not np.isfinite(found.W).all():
-                bad = cells[int(np.argmin(np.isfinite(found.W).all(axis=1)))]
+                bad = names[int(np.argmin(np.isfinite(found.W).all(axis=1)))]
                 raise InputError("policy", f"XᵀX + {bad['alpha']:g}·I cannot be factored", "raise alpha")
             test = np.full(len(names), np.nan)
             if held_out.any() and (~held_out).any():
@@ -201,6 +208,8 @@ def _tables(
         if "coefficients" in wanted:
             k = cache.feature_ids
             of_features.append(pa.table({"cell": [cell] * len(k), "feature_id": k, "weight": W[c]}))
+    # What is not defined (NaN) is null.
+    rows = [{k: None if isinstance(v, float) and np.isnan(v) else v for k, v in row.items()} for row in rows]
     tables = {"sweep": pa.Table.from_pylist(rows), "pairs": of_pairs, "coefficients": of_features}
     return {name: pa.concat_tables(v) if isinstance(v, list) else v for name, v in tables.items() if name in wanted}
 
@@ -212,7 +221,7 @@ def _standard(reference: Cache) -> tuple[np.ndarray, np.ndarray]:
     ones, mask = np.ones((1, len(X))), np.ones((1, X.shape[1]), bool)
     sums = accumulate(X, reference.y.astype(np.float64), delta_x, reference.delta_y, ones)
     no = np.zeros(1, bool)
-    found = answer(sums.at(0), Cells(np.array([c.alpha]), mask, no, no))
+    found = answer(sums.at(0), Cells(np.array([reference.alpha]), mask, no, no))
     return np.asarray(found.W)[0], found.score[0]
 
 
@@ -225,6 +234,7 @@ def _plan_cells(cache: Cache, grid: Grid) -> tuple[Cells, list[dict[str, Any]]]:
     names = []
     for cell in grid.along(CELL, _defaults(cache)):
         names += [cell | {"features": one} for one in _expand(cache, cell["features"])]
+    names = list({digest_of(one): one for one in names}.values())  # one feature set may be asked for twice
     mask = np.stack([_mask(cache, one["features"]) for one in names])
     for pairs in grid.axes.get("pairs", []):
         _pairs(cache, pairs)
@@ -239,17 +249,20 @@ def _plan_cells(cache: Cache, grid: Grid) -> tuple[Cells, list[dict[str, Any]]]:
     return cells, names
 
 
-def _expand(cache: Cache, spec: Any) -> list[Any]:
-    return [f"without:{i}" for i in cache.feature_ids] if spec == "leave-one-out" else [spec]
+def _expand(cache: Cache, spec: Any) -> list[str]:
+    """Feature sets by their names; ids in ascending order."""
+    if spec == "leave-one-out":
+        return [f"without:{i}" for i in cache.feature_ids]
+    words = [str(w).strip() for w in (spec if isinstance(spec, list) else str(spec).split(","))]
+    return [",".join(sorted(words, key=int)) if all(w.isdigit() for w in words) else ",".join(words)]
 
 
-def _mask(cache: Cache, spec: Any) -> np.ndarray:
+def _mask(cache: Cache, text: str) -> np.ndarray:
     """Which of the cached features a cell reads.
 
-    `all`; ids (`3,17` or a list); `contrast:T`; `without:ID`; `random:K` or `random:K:SEED`.
+    `all`; ids (`3,17`); `contrast:T`; `without:ID`; `random:K` or `random:K:SEED`.
     """
     ids, where = np.array(cache.feature_ids), "features"
-    text = str(spec)
     if text == "all":
         return np.ones(len(ids), bool)
     if found := re.fullmatch(r"contrast:([\d.eE+-]+)", text):
@@ -265,7 +278,7 @@ def _mask(cache: Cache, spec: Any) -> np.ndarray:
         mask = np.isin(np.arange(len(ids)), chosen)
     else:
         without = text.startswith("without:")
-        words = spec if isinstance(spec, list) else text.removeprefix("without:").split(",")
+        words = text.removeprefix("without:").split(",")
         if not all(re.fullmatch(r"\s*\d+\s*", str(w)) for w in words):
             kinds_known = "all, ids, contrast:T, without:ID, leave-one-out, random:K[:SEED]"
             raise InputError(where, f"{text!r} is not known", f"one of {kinds_known}")
@@ -330,7 +343,7 @@ def _overlap(values: np.ndarray, standard: np.ndarray) -> np.ndarray:
 
 
 def _plain(value: Any) -> Any:
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | tuple) else value
 
 
 def _share(part: str) -> tuple[int, int]:
@@ -342,6 +355,8 @@ def _share(part: str) -> tuple[int, int]:
 
 def _claim(out: Path, reference: Cache, grid: Grid) -> None:
     """Makes the folder of a sweep, or finds that it is the same one's."""
+    if {"targets", "target_ids"} <= set(grid.axes):
+        raise InputError("grid", "targets and target_ids are one axis", "name one of them")
     record = out / "sweep.json"
     content = {"run": str(reference.path.resolve()), "fingerprint": reference.fingerprint, "grid": grid.axes}
     for options in grid.passes():
@@ -351,16 +366,18 @@ def _claim(out: Path, reference: Cache, grid: Grid) -> None:
         if json.loads(record.read_text()) != json.loads(json.dumps(content)):
             raise InputError(out, "holds a sweep of another run or grid", "--out names a new folder")
         return
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and any(p.name != "parts" and ".part" not in p.name for p in out.iterdir()):
         raise InputError(out, "is not empty and holds no sweep", "--out names a new folder, or one to continue")
     with writing(out):
         (out / "parts").mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps(content, indent=2) + "\n")
+        part = record.with_name(f"{record.name}.part{os.getpid()}")
+        part.write_text(json.dumps(content, indent=2) + "\n")
+        part.replace(record)
 
 
 def _write(path: Path, table: pa.Table) -> None:
     with writing(path):
-        part = path.with_suffix(".part")
+        part = path.with_name(f"{path.name}.part{os.getpid()}")  # two machines may finish together
         pq.write_table(table, part, compression="zstd")
         part.replace(path)
 
