@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the figures of README.md, between its markers, from the newest records of benchmarks/demo.py and attribution.py.
+"""Writes the figures of README.md, between its markers, from the newest records of its benchmarks.
 
 python benchmarks/readme.py
 """
@@ -74,6 +74,17 @@ def attribution(record: dict) -> str:
     return "\n".join(lines)
 
 
+def sweep(record: dict) -> str:
+    """The markdown that a record of sweeps makes."""
+    s, sec = record["settings"], record["seconds"]
+    return (
+        f"At {s['pairs']} pairs, {s['prompts']:,} prompts and {s['features']} features ({record['device']['platform']}, one run), "
+        f"{record['cells']:,} cells over {s['weightings']} resamples take {sec['sweep']:.0f} s, of which adding up the sums takes "
+        f"{sec['sweep_adding_up']:.0f} s; the intervals of every shift from {s['resamples']:,} resamples take "
+        f"{sec['resamples']:.0f} s."
+    )
+
+
 def newest(name: str) -> dict:
     """The newest record of a benchmark."""
     records = (ROOT / "benchmarks" / "results").glob(f"{name}-*.json")
@@ -82,7 +93,11 @@ def newest(name: str) -> dict:
 
 def blocks() -> dict[str, str]:
     """What stands between the markers, by the markers' name."""
-    return {"demo": demo(newest("demo")), "attribution": attribution(newest("attribution-cpu"))}
+    return {
+        "demo": demo(newest("demo")),
+        "attribution": attribution(newest("attribution-cpu")),
+        "sweep": sweep(newest("sweep")),
+    }
 
 
 if __name__ == "__main__":
