@@ -77,11 +77,11 @@ def attribution(record: dict) -> str:
 def sweep(record: dict) -> str:
     """The markdown that a record of sweeps makes."""
     s, sec = record["settings"], record["seconds"]
+    size = f"{s['pairs']} pairs, {s['prompts']:,} prompts and {s['features']} features"
     return (
-        f"At {s['pairs']} pairs, {s['prompts']:,} prompts and {s['features']} features ({record['device']['platform']}, one run), "
-        f"{record['cells']:,} cells over {s['weightings']} resamples take {sec['sweep']:.0f} s, of which adding up the sums takes "
-        f"{sec['sweep_adding_up']:.0f} s; the intervals of every shift from {s['resamples']:,} resamples take "
-        f"{sec['resamples']:.0f} s."
+        f"At {size} ({record['device']['platform']}, one run), {record['cells']:,} cells over {s['weightings']} resamples take "
+        f"{sec['sweep']:.0f} s, of which adding up the sums takes {sec['sweep_adding_up']:.0f} s; the intervals of every shift "
+        f"from {s['resamples']:,} resamples take {sec['resamples']:.0f} s."
     )
 
 
