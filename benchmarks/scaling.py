@@ -14,7 +14,7 @@ from attribution import ROOT, Benchmark, main  # type: ignore[import-not-found]
 BASE = Benchmark(shape="small", pairs=50, prompts=64, features=24, engines=("auto", "score"), loop_pairs=0)
 AXES = {
     "pairs": (50, 200, 800),
-    "query_pairs": ((100,), (1000,), (10_000,)),
+    "query_pairs": ((100, 500, 2500),),  # the score alone, in one run
     "prompts": (64, 128, 256),
     "features": (24, 48, 96),
     "layers": (4, 8, 16),
@@ -36,11 +36,12 @@ def run(c: Scaling) -> None:
     points, last = [], {}
     for axis in c.axes:
         for value in AXES[axis]:
-            last = main(replace(BASE, **{axis: value}), write=False)
-            asked = value[0] if isinstance(value, tuple) else value
-            points += [{"axis": axis, "value": asked, "way": name, **row} for name, row in last["engines"].items()]
-    # Of the runs with more pairs for the score, nothing else is a point of the axis.
-    points = [p for p in points if p["axis"] != "query_pairs" or " of " in p["way"]]
+            engines = ("score",) if axis == "query_pairs" else BASE.engines
+            last = main(replace(BASE, engines=engines, **{axis: value}), write=False)
+            for name, row in last["engines"].items():
+                asked = name.rpartition(" of ")[2] if axis == "query_pairs" else value
+                if str(asked).isdigit():
+                    points.append({"axis": axis, "value": int(asked), "way": name, **row})
     print(f"\n{'':14}{'':>8}  {'':24}{'s':>8}{'compile s':>11}")
     for p in points:
         print(f"{p['axis']:14}{p['value']:8}  {p['way']:24}{p['seconds']:8.1f}{p['compile_seconds']:11.1f}")
