@@ -17,17 +17,14 @@ from scipy.stats import rankdata
 
 from smda_jax.errors import InputError
 from smda_jax.policy.ridge import stratified_split
-from smda_jax.policy.selection import subsets
 from smda_jax.policy.sums import Answers, Cells, Sums, accumulate, answer, r2_elsewhere
 from smda_jax.runs.attribute import attribute
 from smda_jax.runs.cache import Cache, read_cache
+from smda_jax.runs.cells import AFTER, WEIGHTING, activations, chosen_pairs, defaults, plan_cells, weights_of
 from smda_jax.runs.config import Sweep
 from smda_jax.runs.grid import Grid, digest_of, option, read_grid
 from smda_jax.runs.store import writing
 
-WEIGHTING = ("gate", "threshold", "subset", "bootstrap")  # what decides over the sums
-CELL = ("alpha", "intercept", "scaling", "features")  # what is asked of one set of sums
-AFTER = ("pairs", "learning_rate")  # what only changes what is said of the answers
 TOP = 10  # pairs, of which the overlap with the reference is told
 HELD = 2**28  # bytes of sums at a time
 
@@ -91,20 +88,12 @@ class Job:
 
 
 def _jobs(options: dict[str, Any], reference: Cache, grid: Grid) -> Iterator[Job]:
-    weightings = grid.along(WEIGHTING, _defaults(reference))
+    weightings = grid.along(WEIGHTING, defaults(reference))
     pairs, d = len(reference.pairs["pair_id"]), len(reference.feature_ids)
     at_a_time = max(1, HELD // (8 * pairs * d * (d + 4)))
     for start in range(0, len(weightings), at_a_time):
         some = weightings[start : start + at_a_time]
         yield Job(options, some, digest_of(reference.fingerprint, grid.axes, options, some))
-
-
-def _defaults(reference: Cache) -> dict[str, Any]:
-    c = reference.config
-    return {
-        "alpha": reference.alpha, "intercept": False, "scaling": "none", "features": "all", "gate": c.gate, "threshold": 0.0,
-        "subset": "all", "pairs": "all", "learning_rate": c.learning_rate, "bootstrap": None,
-    }  # fmt: skip
 
 
 def _run_pass(options: dict[str, Any], reference: Cache, out: Path, console: Console) -> Cache:
@@ -129,8 +118,8 @@ def _run_pass(options: dict[str, Any], reference: Cache, out: Path, console: Con
 def _answers(
     cache: Cache, reference: Cache, standard: tuple[np.ndarray, np.ndarray], job: Job, grid: Grid, wanted: tuple[str, ...]
 ) -> dict[str, list[pa.Table]]:
-    asked, names = _plan_cells(cache, grid)
-    after = grid.along(AFTER, _defaults(cache))
+    asked, names = plan_cells(cache, grid)
+    after = grid.along(AFTER, defaults(cache))
     Y = cache.y.astype(np.float64)
     refused = np.array(cache.prompts["refused"], bool)
     held_out = np.zeros(len(Y), bool)
@@ -139,8 +128,8 @@ def _answers(
     tables: dict[str, list[pa.Table]] = {name: [] for name in wanted}
     for gate, threshold in dict.fromkeys((w["gate"], w["threshold"]) for w in job.weightings):
         own = [w for w in job.weightings if (w["gate"], w["threshold"]) == (gate, threshold)]
-        X, delta_x = _encode(cache, gate, threshold)
-        weights = np.stack([_weights(cache, w["subset"], w["bootstrap"]) for w in own])
+        X, delta_x = activations(cache, gate, threshold)
+        weights = np.stack([weights_of(cache, w["subset"], w["bootstrap"]) for w in own])
         sums = accumulate(X, Y, delta_x, cache.delta_y, weights)
         nobody = np.zeros((1, *X.shape)), np.zeros((1, len(Y)))  # fits alone are asked of these
         parts = [accumulate(X, Y, *nobody, weights * inside) for inside in (~held_out, held_out)]
@@ -180,7 +169,7 @@ def _tables(
 ) -> dict[str, pa.Table]:
     """Tidy rows of one weighting: axes, fit, scores, and how far all that is from the reference cell."""
     cache, (W0, score0) = spot.cache, spot.standard
-    own, factor = _pairs(cache, more["pairs"]), more["learning_rate"] / cache.config.learning_rate
+    own, factor = chosen_pairs(cache, more["pairs"]), more["learning_rate"] / cache.config.learning_rate
     score, labels = found.score[:, own], np.array([str(x) for x in cache.pairs["label"]])[own]
     ids, W = np.array(cache.pairs["pair_id"])[own].tolist(), np.asarray(found.W)
     same = cache.feature_ids == spot.reference.feature_ids
@@ -217,114 +206,12 @@ def _tables(
 def _standard(reference: Cache) -> tuple[np.ndarray, np.ndarray]:
     """Policy and scores of the reference cell: the run's own settings."""
     c = reference.config
-    X, delta_x = _encode(reference, c.gate, 0.0)
+    X, delta_x = activations(reference, c.gate, 0.0)
     ones, mask = np.ones((1, len(X))), np.ones((1, X.shape[1]), bool)
     sums = accumulate(X, reference.y.astype(np.float64), delta_x, reference.delta_y, ones)
     no = np.zeros(1, bool)
     found = answer(sums.at(0), Cells(np.array([reference.alpha]), mask, no, no))
     return np.asarray(found.W)[0], found.score[0]
-
-
-def _plan_cells(cache: Cache, grid: Grid) -> tuple[Cells, list[dict[str, Any]]]:
-    """The cells of one weighting, and their names; refuses a subset, a feature or a pair that the cache has not.
-
-    Raises:
-        InputError: a cell would be empty, or asks for what the run did not keep.
-    """
-    names = []
-    for cell in grid.along(CELL, _defaults(cache)):
-        names += [cell | {"features": one} for one in _expand(cache, cell["features"])]
-    names = list({digest_of(one): one for one in names}.values())  # one feature set may be asked for twice
-    mask = np.stack([_mask(cache, one["features"]) for one in names])
-    for pairs in grid.axes.get("pairs", []):
-        _pairs(cache, pairs)
-    for w in grid.along(("gate", "threshold"), _defaults(cache)):
-        _encode(cache, w["gate"], w["threshold"])
-    for subset in grid.axes.get("subset", []):
-        _weights(cache, subset, None)
-    cells = Cells(
-        np.array([float(one["alpha"]) for one in names]), mask, np.array([one["intercept"] for one in names], bool),
-        np.array([one["scaling"] == "std" for one in names]),
-    )  # fmt: skip
-    return cells, names
-
-
-def _expand(cache: Cache, spec: Any) -> list[str]:
-    """Feature sets by their names; ids in ascending order."""
-    if spec == "leave-one-out":
-        return [f"without:{i}" for i in cache.feature_ids]
-    words = [str(w).strip() for w in (spec if isinstance(spec, list) else str(spec).split(","))]
-    return [",".join(sorted(words, key=int)) if all(w.isdigit() for w in words) else ",".join(words)]
-
-
-def _mask(cache: Cache, text: str) -> np.ndarray:
-    """Which of the cached features a cell reads.
-
-    `all`; ids (`3,17`); `contrast:T`; `without:ID`; `random:K` or `random:K:SEED`.
-    """
-    ids, where = np.array(cache.feature_ids), "features"
-    if text == "all":
-        return np.ones(len(ids), bool)
-    if found := re.fullmatch(r"contrast:([\d.eE+-]+)", text):
-        X = np.where(cache.active, cache.z, 0).astype(np.float64)
-        kinds = [np.array([x == kind for x in cache.prompts["label"]]) for kind in ("harmful", "harmless")]
-        if not all(kind.any() for kind in kinds):
-            raise InputError(where, f"{text} needs harmful and harmless prompts", "give ids")
-        mask = np.abs(X[kinds[0]].mean(axis=0) - X[kinds[1]].mean(axis=0)) > float(found[1])
-    elif found := re.fullmatch(r"random:(\d+)(?::(\d+))?", text):
-        if not 0 < int(found[1]) <= len(ids):
-            raise InputError(where, f"{text} asks for {found[1]} of {len(ids)} features")
-        chosen = np.random.default_rng(int(found[2] or 0)).permutation(len(ids))[: int(found[1])]
-        mask = np.isin(np.arange(len(ids)), chosen)
-    else:
-        without = text.startswith("without:")
-        words = text.removeprefix("without:").split(",")
-        if not all(re.fullmatch(r"\s*\d+\s*", str(w)) for w in words):
-            kinds_known = "all, ids, contrast:T, without:ID, leave-one-out, random:K[:SEED]"
-            raise InputError(where, f"{text!r} is not known", f"one of {kinds_known}")
-        asked = [int(w) for w in words]
-        for one in asked:
-            if one not in cache.feature_ids:
-                raise InputError(where, f"feature {one} is not in the cache", f"{cache.path} holds {len(ids)} others")
-        mask = np.isin(ids, asked) != without
-    if not mask.any():
-        raise InputError(where, f"{text} leaves no feature: the cell would be empty")
-    return mask
-
-
-def _pairs(cache: Cache, spec: Any) -> np.ndarray:
-    """Which pairs a cell speaks of: `all`, a label, or a list of pair ids."""
-    label, ids = cache.pairs["label"], cache.pairs["pair_id"]
-    if spec == "all":
-        return np.ones(len(ids), bool)
-    own = np.isin(ids, spec) if isinstance(spec, list) else np.array([x == spec for x in label])
-    if not own.any():
-        raise InputError("pairs", f"no pair is {spec}: the cell would be empty", "all, a label, or a list of pair ids")
-    return own
-
-
-def _encode(cache: Cache, gate: str, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """X and ΔX where a feature counts as active above `threshold`, behind the gate or with it open."""
-    active = cache.active & (cache.z > threshold) if threshold else cache.active
-    X = np.where(active, cache.z, 0).astype(np.float64)
-    if gate == "on":
-        return X, np.where(active[None], cache.delta_z, 0)
-    if np.isnan(cache.delta_z).any():
-        raise InputError("gate", "off asks for changes of inactive features, which were not kept", "attribute --keep features")
-    return X, cache.delta_z
-
-
-def _weights(cache: Cache, subset: str, resample: int | None) -> np.ndarray:
-    """How often every prompt counts: once inside the subset, or as often as a resample of it draws the prompt."""
-    refused = [bool(r) for r in cache.prompts["refused"]]
-    rows = subsets((subset,), cache.prompts["label"], refused, cache.config.seed)[subset]
-    weight = np.zeros(len(refused))
-    if resample is None:
-        weight[rows] = 1
-    else:
-        drawn = np.random.default_rng([cache.config.seed, resample]).integers(0, len(rows), len(rows))
-        weight[rows] = np.bincount(drawn, minlength=len(rows))
-    return weight
 
 
 def _rank_correlation(values: np.ndarray, standard: np.ndarray) -> np.ndarray:
@@ -361,7 +248,7 @@ def _claim(out: Path, reference: Cache, grid: Grid) -> None:
     content = {"run": str(reference.path.resolve()), "fingerprint": reference.fingerprint, "grid": grid.axes}
     for options in grid.passes():
         if not options:
-            _plan_cells(reference, grid)
+            plan_cells(reference, grid)
     if record.exists():
         if json.loads(record.read_text()) != json.loads(json.dumps(content)):
             raise InputError(out, "holds a sweep of another run or grid", "--out names a new folder")

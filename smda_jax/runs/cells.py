@@ -1,0 +1,127 @@
+"""What a cell of a sweep means: which features, prompts and pairs of what a run kept it speaks of."""
+
+import re
+from typing import Any
+
+import numpy as np
+
+from smda_jax.errors import InputError
+from smda_jax.policy.selection import subsets
+from smda_jax.policy.sums import Cells
+from smda_jax.runs.cache import Cache
+from smda_jax.runs.grid import Grid, digest_of
+
+WEIGHTING = ("gate", "threshold", "subset", "bootstrap")  # what decides over the sums
+CELL = ("alpha", "intercept", "scaling", "features")  # what is asked of one set of sums
+AFTER = ("pairs", "learning_rate")  # what only changes what is said of the answers
+
+
+def defaults(reference: Cache) -> dict[str, Any]:
+    """Where an axis stands that a grid does not name: at the run's own setting."""
+    c = reference.config
+    return {
+        "alpha": reference.alpha, "intercept": False, "scaling": "none", "features": "all", "gate": c.gate, "threshold": 0.0,
+        "subset": "all", "pairs": "all", "learning_rate": c.learning_rate, "bootstrap": None,
+    }  # fmt: skip
+
+
+def plan_cells(cache: Cache, grid: Grid) -> tuple[Cells, list[dict[str, Any]]]:
+    """The cells of one weighting, and their names; refuses a subset, a feature or a pair that the cache has not.
+
+    Raises:
+        InputError: a cell would be empty, or asks for what the run did not keep.
+    """
+    names = []
+    for cell in grid.along(CELL, defaults(cache)):
+        names += [cell | {"features": one} for one in _expand(cache, cell["features"])]
+    names = list({digest_of(one): one for one in names}.values())  # one feature set may be asked for twice
+    mask = np.stack([_mask(cache, one["features"]) for one in names])
+    for pairs in grid.axes.get("pairs", []):
+        chosen_pairs(cache, pairs)
+    for w in grid.along(("gate", "threshold"), defaults(cache)):
+        activations(cache, w["gate"], w["threshold"])
+    for subset in grid.axes.get("subset", []):
+        weights_of(cache, subset, None)
+    cells = Cells(
+        np.array([float(one["alpha"]) for one in names]), mask, np.array([one["intercept"] for one in names], bool),
+        np.array([one["scaling"] == "std" for one in names]),
+    )  # fmt: skip
+    return cells, names
+
+
+def _expand(cache: Cache, spec: Any) -> list[str]:
+    """Feature sets by their names; ids in ascending order."""
+    if spec == "leave-one-out":
+        return [f"without:{i}" for i in cache.feature_ids]
+    words = [str(w).strip() for w in (spec if isinstance(spec, list) else str(spec).split(","))]
+    return [",".join(sorted(words, key=int)) if all(w.isdigit() for w in words) else ",".join(words)]
+
+
+def _mask(cache: Cache, text: str) -> np.ndarray:
+    """Which of the cached features a cell reads.
+
+    `all`; ids (`3,17`); `contrast:T`; `without:ID`; `random:K` or `random:K:SEED`.
+    """
+    ids, where = np.array(cache.feature_ids), "features"
+    if text == "all":
+        return np.ones(len(ids), bool)
+    if found := re.fullmatch(r"contrast:([\d.eE+-]+)", text):
+        X = np.where(cache.active, cache.z, 0).astype(np.float64)
+        kinds = [np.array([x == kind for x in cache.prompts["label"]]) for kind in ("harmful", "harmless")]
+        if not all(kind.any() for kind in kinds):
+            raise InputError(where, f"{text} needs harmful and harmless prompts", "give ids")
+        mask = np.abs(X[kinds[0]].mean(axis=0) - X[kinds[1]].mean(axis=0)) > float(found[1])
+    elif found := re.fullmatch(r"random:(\d+)(?::(\d+))?", text):
+        if not 0 < int(found[1]) <= len(ids):
+            raise InputError(where, f"{text} asks for {found[1]} of {len(ids)} features")
+        chosen = np.random.default_rng(int(found[2] or 0)).permutation(len(ids))[: int(found[1])]
+        mask = np.isin(np.arange(len(ids)), chosen)
+    else:
+        without = text.startswith("without:")
+        words = text.removeprefix("without:").split(",")
+        if not all(re.fullmatch(r"\s*\d+\s*", str(w)) for w in words):
+            kinds_known = "all, ids, contrast:T, without:ID, leave-one-out, random:K[:SEED]"
+            raise InputError(where, f"{text!r} is not known", f"one of {kinds_known}")
+        asked = [int(w) for w in words]
+        for one in asked:
+            if one not in cache.feature_ids:
+                raise InputError(where, f"feature {one} is not in the cache", f"{cache.path} holds {len(ids)} others")
+        mask = np.isin(ids, asked) != without
+    if not mask.any():
+        raise InputError(where, f"{text} leaves no feature: the cell would be empty")
+    return mask
+
+
+def chosen_pairs(cache: Cache, spec: Any) -> np.ndarray:
+    """Which pairs a cell speaks of: `all`, a label, or a list of pair ids."""
+    label, ids = cache.pairs["label"], cache.pairs["pair_id"]
+    if spec == "all":
+        return np.ones(len(ids), bool)
+    own = np.isin(ids, spec) if isinstance(spec, list) else np.array([x == spec for x in label])
+    if not own.any():
+        raise InputError("pairs", f"no pair is {spec}: the cell would be empty", "all, a label, or a list of pair ids")
+    return own
+
+
+def activations(cache: Cache, gate: str, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """X and ΔX where a feature counts as active above `threshold`, behind the gate or with it open."""
+    active = cache.active & (cache.z > threshold) if threshold else cache.active
+    X = np.where(active, cache.z, 0).astype(np.float64)
+    if gate == "on":
+        return X, np.where(active[None], cache.delta_z, 0)
+    if np.isnan(cache.delta_z).any():
+        raise InputError("gate", "off asks for changes of inactive features, which were not kept", "attribute --keep features")
+    return X, cache.delta_z
+
+
+def weights_of(cache: Cache, subset: str, resample: int | None) -> np.ndarray:
+    """How often every prompt counts: once inside the subset, or as often as a resample of it draws the prompt."""
+    refused = [bool(r) for r in cache.prompts["refused"]]
+    rows = subsets((subset,), cache.prompts["label"], refused, cache.config.seed)[subset]
+    weight = np.zeros(len(refused))
+    if resample is None:
+        weight[rows] = 1
+    else:
+        drawn = np.random.default_rng([cache.config.seed, resample]).integers(0, len(rows), len(rows))
+        weight[rows] = np.bincount(drawn, minlength=len(rows))
+    return weight
