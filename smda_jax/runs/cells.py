@@ -26,27 +26,32 @@ def defaults(reference: Cache) -> dict[str, Any]:
 
 
 def plan_cells(cache: Cache, grid: Grid) -> tuple[Cells, list[dict[str, Any]]]:
-    """The cells of one weighting, and their names; refuses a subset, a feature or a pair that the cache has not.
+    """The cells of one weighting, and their names.
 
     Raises:
-        InputError: a cell would be empty, or asks for what the run did not keep.
+        InputError: a cell would be empty, or asks for a feature that the run did not keep.
     """
     names = []
     for cell in grid.along(CELL, defaults(cache)):
         names += [cell | {"features": one} for one in _expand(cache, cell["features"])]
     names = list({digest_of(one): one for one in names}.values())  # one feature set may be asked for twice
     mask = np.stack([_mask(cache, one["features"]) for one in names])
-    for pairs in grid.axes.get("pairs", []):
-        chosen_pairs(cache, pairs)
-    for w in grid.along(("gate", "threshold"), defaults(cache)):
-        activations(cache, w["gate"], w["threshold"])
-    for subset in grid.axes.get("subset", []):
-        weights_of(cache, subset, None)
     cells = Cells(
         np.array([float(one["alpha"]) for one in names]), mask, np.array([one["intercept"] for one in names], bool),
         np.array([one["scaling"] == "std" for one in names]),
     )  # fmt: skip
     return cells, names
+
+
+def check_cells(cache: Cache, grid: Grid) -> None:
+    """Raises InputError where some cell would be empty, or asks for what the run did not keep."""
+    plan_cells(cache, grid)
+    for pairs in grid.axes.get("pairs", []):
+        chosen_pairs(cache, pairs)
+    for gate in grid.axes.get("gate", []):
+        activations(cache, gate, 0.0)
+    for subset in grid.axes.get("subset", []):
+        weights_of(cache, subset, None)
 
 
 def _expand(cache: Cache, spec: Any) -> list[str]:

@@ -20,7 +20,7 @@ from smda_jax.policy.ridge import stratified_split
 from smda_jax.policy.sums import Answers, Cells, Sums, accumulate, answer, r2_elsewhere
 from smda_jax.runs.attribute import attribute
 from smda_jax.runs.cache import Cache, read_cache
-from smda_jax.runs.cells import AFTER, WEIGHTING, activations, chosen_pairs, defaults, plan_cells, weights_of
+from smda_jax.runs.cells import AFTER, WEIGHTING, activations, check_cells, chosen_pairs, defaults, plan_cells, weights_of
 from smda_jax.runs.config import Sweep
 from smda_jax.runs.grid import Grid, digest_of, option, read_grid
 from smda_jax.runs.store import writing
@@ -35,7 +35,8 @@ def sweep(config: Sweep, console: Console | None = None) -> Path:
     What is finished is kept part by part: the same command continues, and `--part k/n` on several machines makes one table.
 
     Raises:
-        InputError: the run, the grid, or a cell of it cannot be used; nothing has been written then.
+        InputError: the run, the grid, or a cell of it cannot be used. What needs no further pass to be known is said before
+            anything is written.
     """
     console = console or Console()
     if config.grid is None or config.out is None:
@@ -58,6 +59,8 @@ def sweep(config: Sweep, console: Console | None = None) -> Path:
     for job in track(missing, "cells", console=console, disable=len(missing) < 2):
         if job.key not in caches:
             caches = {job.key: _run_pass(job.options, reference, out, console)}  # one at a time: they are large
+            if grid.needs_passes:
+                check_cells(caches[job.key], grid)
         tables = _answers(caches[job.key], reference, standard, job, grid, wanted)
         for name in wanted:  # the sweep's own last: where it is, the others are
             _write(out / "parts" / f"{name}-{job.name}.parquet", pa.concat_tables(tables[name], promote_options="permissive"))
@@ -246,9 +249,8 @@ def _claim(out: Path, reference: Cache, grid: Grid) -> None:
         raise InputError("grid", "targets and target_ids are one axis", "name one of them")
     record = out / "sweep.json"
     content = {"run": str(reference.path.resolve()), "fingerprint": reference.fingerprint, "grid": grid.axes}
-    for options in grid.passes():
-        if not options:
-            plan_cells(reference, grid)
+    if not grid.needs_passes:  # another pass may have other features: it is checked once it is there
+        check_cells(reference, grid)
     if record.exists():
         if json.loads(record.read_text()) != json.loads(json.dumps(content)):
             raise InputError(out, "holds a sweep of another run or grid", "--out names a new folder")
