@@ -12,7 +12,7 @@ from conftest import EMBEDDED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smda_jax.data.batches import blocks_by_length, bucket_widths, padded_length, prompt_batch, shared_length
+from smda_jax.data.batches import GRAIN, blocks_by_length, bucket_widths, prompt_batch, shared_length
 from smda_jax.data.chat import Chat, PromptTokens
 from smda_jax.data.features import check, parse, read_labels
 from smda_jax.data.records import apply_overlap, digest, read_pairs, read_prompts
@@ -219,7 +219,7 @@ def test_feature_specs(tmp_path):
 def test_buckets_hold_everything_once_and_waste_little(lengths, size, worth):
     widths = bucket_widths(lengths)
     blocks = list(blocks_by_length(lengths, size))
-    bound = sum(padded_length(n) for n in lengths)
+    bound = sum(-(-n // GRAIN) * GRAIN for n in lengths)
     seen = []
     total = 0
     for rows, width, filled in blocks:
@@ -243,7 +243,7 @@ def test_bucket_widths_are_the_cheapest_of_their_number_and_each_is_worth_it():
     def cost(widths):
         return sum(min(w for w in widths if w >= n) for n in lengths)
 
-    options = sorted({padded_length(n) for n in lengths})
+    options = sorted({-(-n // GRAIN) * GRAIN for n in lengths})
     same = [c for c in combinations(options, len(best)) if c[-1] >= 60]
     assert cost(best) == min(map(cost, same))
     assert 1 < len(best) < len(options)

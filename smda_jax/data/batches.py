@@ -69,28 +69,30 @@ def _in_common(ids: Sequence[Sequence[int]], most: int) -> int:
     return next((i for i, (a, b) in enumerate(zip(first[:most], last[:most], strict=False)) if a != b), most)
 
 
+GRAIN = 8  # tokens: widths are multiples of it
+
+
 def bucket_widths(lengths: Sequence[int], worth: float | int = 0) -> list[int]:
-    """The widths that items are padded to, each a `padded_length`: as many as each save `worth` tokens of padding or more.
+    """The widths that items are padded to, multiples of `GRAIN`: as many as each save `worth` tokens of padding or more.
 
     Every width is a compilation, every padded token work. A pure function of its arguments.
     """
-    padded = sorted(padded_length(n) for n in lengths)
-    widths = sorted(set(padded))
-    count = np.array([padded.count(w) for w in widths])
-    # cost[j] = padded tokens of everything up to width j, by the best choice of `most` widths ending in j
-    cost = np.array([w * count[: j + 1].sum() for j, w in enumerate(widths)], float)
-    before = [[-1] * len(widths)]
+    widths, count = np.unique(-(-np.asarray(lengths) // GRAIN) * GRAIN, return_counts=True)
+    upto = count.cumsum()
+    # cost[j] = padded tokens of everything up to width j, by the best choice of so many widths ending in j
+    cost = (widths * upto).astype(float)
+    own = np.where(np.tri(len(widths), k=-1, dtype=bool), widths[:, None] * (upto[:, None] - upto), np.inf)
+    before = [np.full(len(widths), -1)]
     while len(before) < len(widths):
-        options = np.array([[cost[i] + widths[j] * count[i + 1 : j + 1].sum() if i < j else np.inf for i in range(len(widths))]
-                            for j in range(len(widths))])  # fmt: skip
+        options = own + cost  # [this width, the one before it]
         best = options.argmin(axis=1)
         if not cost[-1] - options[-1].min() >= max(worth, 1):
             break
-        cost = np.where(best >= 0, options[np.arange(len(widths)), best], np.inf)
-        before.append(best.tolist())
+        cost = np.take_along_axis(options, best[:, None], axis=1)[:, 0]
+        before.append(best)
     chosen, j = [], len(widths) - 1
     for previous in reversed(before):
-        chosen.append(widths[j])
+        chosen.append(int(widths[j]))
         j = previous[j]
     return chosen[::-1]
 

@@ -61,17 +61,16 @@ def query(
     """
     own = params if weight_y is not None else up_to(params, site.layer)
 
-    def functional(params: Params, weight_z: Array | None, weight_y: Array | None) -> Array:
+    def readouts(params: Params) -> tuple[Array | None, Array | None]:
         reading = read(config, params, batch, targets, site)
-        dtype = encoder.b.dtype
-        total = jnp.zeros((), dtype)
-        if weight_z is not None:
-            total = total + jnp.sum(weight_z.astype(dtype) * pre_activation(encoder, jnp.asarray(reading.h).astype(dtype)))
-        if weight_y is not None:
-            total = total + jnp.sum(weight_y.astype(dtype) * jnp.asarray(reading.y).astype(dtype))
-        return total
+        z = None if weight_z is None else pre_activation(encoder, jnp.asarray(reading.h).astype(encoder.b.dtype))
+        return z, None if weight_y is None else jnp.asarray(reading.y)
 
-    g = jax.vmap(jax.grad(functional), (None, 0, 0), _AXES)(own, weight_z, weight_y)
+    values, pull = jax.vjp(readouts, own)
+    weights = jax.tree.map(lambda weight, value: jnp.asarray(weight).astype(value.dtype), (weight_z, weight_y), values)
+    # One functional after the other: beside an axis of functionals, weights' gradients are products of transposed copies.
+    g = jax.lax.map(lambda weight: pull(weight)[0], weights)
+    g = g.replace(blocks=jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), g.blocks))
     return Query(jax.tree.map(lambda leaf: leaf.astype(wide(leaf.dtype)), g))
 
 
@@ -105,7 +104,13 @@ def along(
     def change(q: Params) -> tuple[Array, Array]:
         return jax.jvp(lambda params: scored_losses(config, params, batch)[0], (params,), (q,))
 
-    losses, slope = jax.vmap(change, (_AXES,), (None, 0))(query.gradient)
+    g = query.gradient
+    if len(g.embed) == 1:  # without an axis of one, XLA moves less about
+        only = g.replace(blocks=jax.tree.map(lambda leaf: leaf[None, :, 0], g.blocks))  # type: ignore[attr-defined]
+        losses, slope = change(jax.tree.map(lambda leaf: leaf[0], only))
+        slope = slope[None]
+    else:
+        losses, slope = jax.vmap(change, (_AXES,), (None, 0))(g)
     return -learning_rate.astype(slope.dtype) * slope, PairStatistics(losses, jnp.full_like(losses, jnp.nan))
 
 

@@ -163,25 +163,24 @@ def attention(
 ) -> Float[Array, "row token mixed"]:
     """Causal grouped-query attention in plain `jnp`: fused attention is a custom_vjp and refuses forward mode.
 
-    Rows are padded on the right, so the causal mask alone keeps padding out of every real token. `past` is attended to
-    without being copied to each row.
+    Rows are padded on the right, so the causal mask alone keeps padding out of every real token.
     """
-    tokens = q.shape[1]
+    tokens, before = q.shape[1], 0 if past is None else past.k.shape[0]
+    if past is not None:
+        # A copy for each row is less to move than scores joined, and probabilities cut, at the same place.
+        k, v = (
+            jnp.concatenate([jnp.broadcast_to(old[None], (len(own), *old.shape)), own], axis=1)
+            for old, own in ((past.k, k), (past.v, v))
+        )
     # Heads that share keys in one product, and heads before tokens: fewer and larger products, and in tangents no transposes.
     q = rearrange(q, "row token (kv_head group) head_dim -> row kv_head (group token) head_dim", kv_head=config.kv_heads)
     k, v = (rearrange(x, "row token kv_head head_dim -> row kv_head token head_dim") for x in (k, v))
-    before = 0 if past is None else past.k.shape[0]
-    scores = jnp.einsum("rkqh,rksh->rkqs", q, k)
-    if past is not None:
-        scores = jnp.concatenate([jnp.einsum("rkqh,skh->rkqs", q, past.k), scores], axis=-1)
     distance = np.arange(before, before + tokens)[:, None] - np.arange(before + tokens)
     seen = (distance >= 0) & (distance < (config.window or distance.size + 1))
     seen = jnp.asarray(np.tile(seen, (config.heads // config.kv_heads, 1)))
-    scores = scores.astype(wide(q.dtype)) * config.head_dim**-0.5
+    scores = jnp.einsum("rkqh,rksh->rkqs", q, k).astype(wide(q.dtype)) * config.head_dim**-0.5
     p = jax.nn.softmax(jnp.where(seen[None, None], scores, -jnp.inf), axis=-1).astype(q.dtype)
-    mixed = jnp.einsum("rkqs,rksh->rkqh", p[..., before:], v)
-    if past is not None:
-        mixed = mixed + jnp.einsum("rkqs,skh->rkqh", p[..., :before], past.v)
+    mixed = jnp.einsum("rkqs,rksh->rkqh", p, v)
     return rearrange(mixed, "row kv_head (group token) head_dim -> row token (kv_head group head_dim)", token=tokens)
 
 
@@ -208,7 +207,8 @@ def block(
     def linear(name: str, x: Array) -> Array:
         inputs[LINEAR[name]] = x
         p: Linear = getattr(params, name)
-        y = jnp.einsum("...i,oi->...o", x, p.w)
+        # Rows and tokens as one axis: with two, XLA transposes a copy of the gradient for the weight's gradient, slowly.
+        y = jnp.einsum("ti,oi->to", x.reshape(-1, x.shape[-1]), p.w).reshape(*x.shape[:-1], -1)
         y = y if p.b is None else y + _along_rows(p.b, y)
         return add_tap(y, rule, taps.get(name), x)
 
@@ -306,7 +306,9 @@ def run_blocks(
     count = params.blocks.attn_norm.shape[0]
     h = None if read is None else jnp.zeros((len(read.layers), *x[:, 0].shape), x.dtype)
     xs = (jnp.arange(count), params.blocks, taps.tree["blocks"], past)
-    (x, h), (kept, own) = jax.lax.scan(body, (x, h), xs)
+    # Backwards, what lies between products is computed again: that is less to keep by half, and faster than keeping it.
+    cheap = jax.checkpoint(body, prevent_cse=False, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+    (x, h), (kept, own) = jax.lax.scan(cheap, (x, h), xs)
     return Hidden(x, h, kept, own)
 
 
