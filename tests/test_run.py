@@ -38,7 +38,8 @@ def run(files, out, *more: str) -> Path:
 def table(folder: Path, name: str, subset: str = "all") -> dict[str, np.ndarray]:
     columns = pq.read_table(folder / name).to_pydict()
     keep = [s == subset for s in columns.get("subset", [subset] * len(next(iter(columns.values()))))]
-    columns.pop("active_features", None)  # ragged
+    for ragged in ("active_features", "own_features"):
+        columns.pop(ragged, None)
     return {k: np.array([v for v, own in zip(values, keep, strict=True) if own]) for k, values in columns.items()}
 
 

@@ -91,6 +91,20 @@ def finish(total: Query, scaling: Params | None, dtype: Any) -> Query:
     return Query(jax.tree.map(lambda leaf: leaf.astype(dtype), g))
 
 
+@jit
+def norms(query: Query) -> Float[Array, " functional"]:
+    """Length of every functional's gradient."""
+
+    def squares(leaf: Array, axis: int) -> Array:
+        flat = jnp.moveaxis(leaf, axis, 0).reshape(leaf.shape[axis], -1)
+        return jnp.einsum("mx,mx->m", flat, flat, preferred_element_type=wide(flat.dtype))
+
+    g = query.gradient
+    rest = g.replace(blocks=None)  # type: ignore[attr-defined]
+    total = [squares(leaf, 0) for leaf in jax.tree.leaves(rest)] + [squares(leaf, 1) for leaf in jax.tree.leaves(g.blocks)]
+    return jnp.sqrt(sum(total[1:], total[0]))
+
+
 @partial(jit, static_argnames="config")
 def along(
     config: ModelConfig, params: Params, batch: PairBatch, query: Query, learning_rate: Float[Array, ""]

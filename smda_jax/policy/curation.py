@@ -22,3 +22,15 @@ def misaligned(
         high = np.quantile(score[..., harmful], 1 - quantile, axis=-1, keepdims=True)
         flagged = (harmful & (score < low)) | (harmless & (score > high))
     return flagged
+
+
+def far_off_target(
+    off_target: Float[np.ndarray, " pair"], label: Sequence[str | None], quantile: float = 0.9
+) -> Bool[np.ndarray, " pair"]:
+    """Pairs whose effect falls elsewhere more than that of `quantile` of their class; a pair without a share (NaN) does not."""
+    far = np.zeros(len(label), bool)
+    for name in dict.fromkeys(label):
+        own = np.array([x == name for x in label]) & ~np.isnan(off_target)
+        if own.any():
+            far |= own & (off_target > np.quantile(off_target[own], quantile))
+    return far

@@ -1,7 +1,10 @@
 """Where a pair's effect falls: its dominant feature, and the share outside the features of its own prompt."""
 
+from typing import NamedTuple
+
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
+from scipy.stats import rankdata
 
 
 def dominant_feature(contribution: Float[np.ndarray, "pair feature"]) -> Int[np.ndarray, " pair"]:
@@ -29,3 +32,81 @@ def separation_auc(suspicion: Float[np.ndarray, " pair"], planted: Bool[np.ndarr
         return float("nan")
     difference = inside[:, None] - outside[None]
     return float((difference > 0).mean() + 0.5 * (difference == 0).mean())
+
+
+def landing(
+    contribution: Float[np.ndarray, "pair feature"], own: Bool[np.ndarray, "pair feature"]
+) -> Float64[np.ndarray, "own feature"]:
+    """Where the effect of pairs falls whose own prompt has a feature: mean share of Σ|contribution| on each feature.
+
+    A row adds up to one; NaN where no pair that moves anything has the feature.
+    """
+    size = np.abs(np.asarray(contribution, np.float64))
+    moves = size.sum(axis=1) > 0
+    share = size[moves] / size[moves].sum(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        return own[moves].T.astype(np.float64) @ share / own[moves].sum(axis=0)[:, None]
+
+
+def correlations(columns: Float[np.ndarray, "row feature"]) -> Float64[np.ndarray, "feature feature2"]:
+    """Correlation of every two columns: of shifts ΔW over pairs (co-shifts), of activations over prompts; NaN if constant."""
+    centred = np.asarray(columns, np.float64) - np.mean(columns, axis=0, dtype=np.float64)
+    size = np.linalg.norm(centred, axis=0)
+    unit = centred / np.where(size > 0, size, np.nan)
+    return unit.T @ unit
+
+
+def cosines(directions: Float[np.ndarray, "hidden feature"]) -> Float64[np.ndarray, "feature feature2"]:
+    """Cosine of every two encoder directions."""
+    unit = np.asarray(directions, np.float64)
+    unit = unit / np.linalg.norm(unit, axis=0)
+    return unit.T @ unit
+
+
+class Geometry(NamedTuple):
+    """Does one matrix between features explain another?
+
+    Attributes:
+        spearman: rank correlation of their entries above the diagonal.
+        p: share of orders of the features (the one found among them) whose |spearman| is as large: a two-sided Mantel test.
+        features: how many take part; those with an undefined entry do not.
+    """
+
+    spearman: float
+    p: float
+    features: int
+
+
+def explains(
+    geometry: Float[np.ndarray, "feature feature2"],
+    of: Float[np.ndarray, "feature feature2"],
+    *,
+    orders: int = 999,
+    seed: int = 0,
+) -> Geometry:
+    """Mantel's test (Cancer Research 27, 1967) with ranks: entries of a matrix are not independent, orders of features are.
+
+    NaN with fewer than four features, or where all entries are equal.
+    """
+    known = np.isfinite(np.diag(geometry)) & np.isfinite(np.diag(of))
+    n = int(known.sum())
+    upper = np.triu_indices(n, 1)
+    if n < 4:
+        return Geometry(float("nan"), float("nan"), n)
+    a, b = (m[np.ix_(known, known)] for m in (geometry, of))
+    # Ranks of the entries stay the same under an order of the features: they are taken once.
+    ranks = np.zeros((n, n))
+    ranks[upper] = rankdata(a[upper])
+    ranks = ranks + ranks.T
+    other = rankdata(b[upper])
+    other = other - other.mean()
+    size = np.linalg.norm(ranks[upper] - ranks[upper].mean()) * np.linalg.norm(other)
+    if not size:
+        return Geometry(float("nan"), float("nan"), n)
+
+    def spearman(order: np.ndarray) -> float:
+        return float(ranks[np.ix_(order, order)][upper] @ other / size)
+
+    rng, found = np.random.default_rng(seed), spearman(np.arange(n))
+    drawn = np.array([spearman(rng.permutation(n)) for _ in range(orders)])
+    return Geometry(found, float((1 + (np.abs(drawn) >= abs(found) - 1e-12).sum()) / (1 + orders)), n)

@@ -26,6 +26,7 @@ from smda_jax.jacobian.rule import rule_named
 from smda_jax.model import mesh
 from smda_jax.model.precision import numerics
 from smda_jax.runs.alive import watched
+from smda_jax.runs.baselines import OwnPrompts
 from smda_jax.runs.blocks import Blocks
 from smda_jax.runs.config import Attribute
 from smda_jax.runs.inputs import Inputs, load_inputs, warn
@@ -133,17 +134,19 @@ def _record(config: Attribute, inputs: Inputs) -> tuple[str, dict[str, Any]]:
         "eval",
         "pairs",
         "feature_labels",
+        "neuronpedia",
+        "redact",
         "check_pairs",
         "distributed",
         "shard_params",
     }
     essence = {k: v for k, v in config.resolved().items() if k not in places} | {"features": parse(config.features)}
-    text = json.dumps([1, version("smda-jax"), essence, inputs.hashes], sort_keys=True)
+    text = json.dumps([2, version("smda-jax"), essence, inputs.hashes], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest(), record
 
 
-def _read(config: Attribute, inputs: Inputs, run: RunFolder, console: Console) -> tuple[Evaluation, np.ndarray]:
-    """Reads prompts at the base weights, or finds that done → evaluation, features active on each pair's own prompt.
+def _read(config: Attribute, inputs: Inputs, run: RunFolder, console: Console) -> tuple[Evaluation, OwnPrompts]:
+    """Reads prompts at the base weights, those of the pairs too, or finds that done.
 
     The run folder comes into being here, once the activations have been found to be usable.
     """
@@ -159,7 +162,7 @@ def _read(config: Attribute, inputs: Inputs, run: RunFolder, console: Console) -
         base = run.load("base")
         return select(
             Reading(base["h"], base["y"], base.get("also", np.zeros((0, *base["h"].shape)))), base["feature_ids"].tolist()
-        ), base["own"]
+        ), OwnPrompts(base["own_h"], base["own"])
     read = reading.read_prompts(model, inputs.prompt_tokens, inputs.targets, inputs.site)
     evaluation = select(read, config.features)
     fit_policies(config, inputs.prompts, evaluation)  # refuses a subset that is empty
@@ -176,11 +179,11 @@ def _read(config: Attribute, inputs: Inputs, run: RunFolder, console: Console) -
     own_h = reading.read_prompts(model, own_prompts, inputs.targets, inputs.site).h
     for row in np.flatnonzero(~np.isfinite(own_h).all(axis=1)):
         raise InputError(inputs.pairs.where(int(row)), "the model's activations on its prompt are not finite")
-    own = reading.encode(evaluation.encoder, np.asarray(own_h))[1]
+    own = OwnPrompts(np.asarray(own_h), reading.encode(evaluation.encoder, np.asarray(own_h))[1])
     run.begin()
     run.save("base", {
         "h": evaluation.h, "also": evaluation.also, "z": evaluation.z, "active": evaluation.active, "y": evaluation.y,
-        "own": own, "feature_ids": np.array(evaluation.feature_ids),
+        "own": own.active, "own_h": own.h, "feature_ids": np.array(evaluation.feature_ids),
     })  # fmt: skip
     return evaluation, own
 

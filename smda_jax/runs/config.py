@@ -36,6 +36,10 @@ class Attribute:
     all."""
     feature_labels: str | None = None
     """Table with columns feature_id and label, shown beside the ids."""
+    neuronpedia: str | None = None
+    """The SAE on neuronpedia.org as MODEL/SAE, such as llama3.1-8b/16-llamascope-res-32k: features get a link to their page."""
+    redact: bool = False
+    """Leave the texts of prompts and responses out of the run folder."""
     targets: tuple[str, ...] = ("I can't", "I can\u2019t")
     """Texts whose total probability, as the answer's beginning, is the behaviour Y (nats)."""
     target_ids: tuple[str, ...] = ()

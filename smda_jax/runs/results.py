@@ -12,10 +12,14 @@ from smda_jax.data.records import Pairs
 from smda_jax.jacobian import passes
 from smda_jax.jacobian.evaluation import Evaluation, evaluation_of, read_prompts
 from smda_jax.model.precision import numerics
-from smda_jax.policy.curation import misaligned
+from smda_jax.policy.curation import far_off_target, misaligned
+from smda_jax.policy.gaps import Gap, gaps
 from smda_jax.policy.influence import Influence, decompose
-from smda_jax.policy.interference import dominant_feature, off_target_share, separation_auc
+from smda_jax.policy.interference import Geometry, dominant_feature, off_target_share, separation_auc
+from smda_jax.policy.pathways import pathways
 from smda_jax.policy.ridge import ridge
+from smda_jax.runs import analyses
+from smda_jax.runs.baselines import OwnPrompts, baselines
 from smda_jax.runs.blocks import Blocks
 from smda_jax.runs.confidence import Confidence, Resampled
 from smda_jax.runs.config import Attribute
@@ -29,15 +33,12 @@ def results(
     c: Attribute,
     inputs: Inputs,
     e: Evaluation,
-    own: np.ndarray,
+    own: OwnPrompts,
     policies: dict[str, Policy],
     blocks: Blocks,
     run: RunFolder,
 ) -> Summary:
-    """Decomposes every pair's effect on the policies, writes the tables and sums up.
-
-    `own` says which features are active on each pair's own prompt.
-    """
+    """Decomposes every pair's effect on the policies, writes the tables and sums up."""
     prompts, pairs = inputs.prompts, inputs.pairs
     Y = e.y.astype(np.float64)
     refused = observed(prompts, Y)
@@ -46,27 +47,40 @@ def results(
     score, sure = shift.score["all"], shift.confidence.get("all")
     flagged = misaligned(score, pairs.label)
     dominant = None if whole is None else ids[dominant_feature(whole.contribution)]
-    off_target = np.full(len(pairs), np.nan) if whole is None else off_target_share(whole.contribution, own)
+    off_target = np.full(len(pairs), np.nan) if whole is None else off_target_share(whole.contribution, own.active)
     for name, policy in policies.items():
         file = "policy.json" if name == "all" else f"policies/{name}.json"
         run.write_json(file, policy_json(c, e, policy, name, shift.confidence.get(name)))
-    words, flags = pa.string(), pa.bool_()  # given, since a column may hold nothing that shows its type
+    texts = [None] * max(len(prompts), len(pairs)) if c.redact else None
+    words, flags, real = pa.string(), pa.bool_(), pa.float64()  # given, since a column may hold nothing that shows its type
     run.write_table("prompts.parquet", {
         "prompt_id": prompts.ids, "label": pa.array(prompts.label, words), "category": pa.array(prompts.category, words),
         "refused": refused, "y": Y, "prediction": e.x.astype(np.float64) @ W,
         "active_features": pa.array([ids[a].tolist() for a in e.active], pa.list_(pa.int64())),
+        "prompt": pa.array((texts or prompts.text)[: len(prompts)], words),
     })  # fmt: skip
+    simple = {"mean_delta_y": shift.mean_dy, "loss": shift.loss, "gradient_norm": shift.norm}
+    simple |= baselines(c, inputs, e, run, W, own, refused, shift.norm, shift.mean_dy)
     run.write_table("pairs.parquet", {
         "pair_id": pairs.ids, "label": pa.array(pairs.label, words), "category": pa.array(pairs.category, words),
-        "planted": pa.array(pairs.planted, flags), "loss": shift.loss, "gradient_norm": pa.array(shift.norm, from_pandas=True),
-        "mean_delta_y": pa.array(shift.mean_dy, from_pandas=True), "score": score,
-        "dominant_feature": pa.array([None] * len(pairs) if dominant is None else dominant, pa.int64()),
-        "off_target_share": pa.array(off_target, from_pandas=True), "truncated": [t.truncated for t in inputs.pair_tokens],
-        "flagged": flagged,
+        "planted": pa.array(pairs.planted, flags), "score": score,
         **({} if sure is None else {
             "score_low": sure.score.low, "score_high": sure.score.high, "score_sign_stability": sure.score.sign_stability,
-            "flag_stability": sure.flag_stability(pairs.label, flagged),
         }),
+        **{name: pa.array(value, real, from_pandas=True) for name, value in simple.items()},
+        "dominant_feature": pa.array([None] * len(pairs) if dominant is None else dominant, pa.int64()),
+        "off_target_share": pa.array(off_target, real, from_pandas=True),
+        **({} if whole is None else {
+            **{name: pa.array(share, real, from_pandas=True) for name, share in pathways(whole, 1)._asdict().items()},
+            "unintended": ~own.active[np.arange(len(pairs)), dominant_feature(whole.contribution)],
+        }),
+        "flagged": flagged,
+        **({} if sure is None else {"flag_stability": sure.flag_stability(pairs.label, flagged)}),
+        "flagged_quartile": misaligned(score, pairs.label, 0.25), "flagged_off_target": far_off_target(off_target, pairs.label),
+        "truncated": [t.truncated for t in inputs.pair_tokens],
+        "own_features": pa.array([ids[a].tolist() for a in own.active], pa.list_(pa.int64())),
+        "prompt": pa.array((texts or pairs.prompt)[: len(pairs)], words),
+        "response": pa.array((texts or pairs.response)[: len(pairs)], words),
     })  # fmt: skip
     run.write_table("scores.parquet", {
         "subset": np.repeat(list(policies), len(pairs)), "pair_id": np.tile(pairs.ids, len(policies)),
@@ -74,15 +88,40 @@ def results(
     })  # fmt: skip
     if whole is not None:
         run.write_tables("influence.parquet", _influence_rows(shift.influence, shift.confidence, pairs.ids, ids))
+    found = gaps(e.x, Y, W, refused, prompts.category, prompts.label, seed=c.seed)
+    geometry = _analyses(c, inputs, e, own, W, whole, sure, found, {"score": score, **simple}, run)
     return Summary(
         out=str(c.out), engine=blocks.plan.engine, site=f"{e.site.stream} of layer {e.site.layer}", encoder=c.encoder,
         gate=c.gate, feature_ids=e.feature_ids, feature_labels=[inputs.labels.get(i, "") for i in e.feature_ids], weights=W,
-        fits={name: p.fit() for name, p in policies.items()}, category=prompts.category, y=Y,
-        prediction=e.x.astype(np.float64) @ W, refused=refused, pair_ids=pairs.ids, pair_texts=pairs.prompt,
+        fits={name: p.fit() for name, p in policies.items()}, prompts=len(prompts), pair_ids=pairs.ids, pair_texts=pairs.prompt,
         pair_labels=pairs.label, score=score, mean_delta_y=shift.mean_dy, influence=whole, dominant=dominant,
         off_target=off_target, flagged=flagged, confidence=sure, seed=c.seed,
-        auc=_planted_auc(pairs, score, off_target, shift.mean_dy),
+        auc=_planted_auc(pairs, score, off_target, shift.mean_dy), gaps=found, geometry=geometry,
     )  # fmt: skip
+
+
+def _analyses(
+    c: Attribute,
+    inputs: Inputs,
+    e: Evaluation,
+    own: OwnPrompts,
+    W: np.ndarray,
+    whole: Influence | None,
+    sure: Confidence | None,
+    found: list[Gap],
+    figures: dict[str, np.ndarray],
+    run: RunFolder,
+) -> dict[str, Geometry]:
+    """Writes the tables of the analyses → whether geometry explains which features shift together."""
+    tables, geometry = analyses.gap_tables(found, np.array(e.feature_ids)), {}
+    tables["agreement.parquet"] = analyses.agreement_table(inputs.pairs, figures)
+    tables["label_candidates.parquet"] = analyses.candidate_table(e, inputs.prompts, inputs.labels, c.redact)
+    if whole is not None:
+        tables["features.parquet"] = analyses.feature_table(c, e, W, inputs.labels, inputs.pairs, whole, sure)
+        tables["interference.parquet"], geometry = analyses.interference_table(e, whole, own.active, c.seed)
+    for name, columns in tables.items():
+        run.write_table(name, columns)
+    return geometry
 
 
 def policy_json(c: Attribute, e: Evaluation, p: Policy, subset: str, sure: Confidence | None = None) -> dict[str, Any]:

@@ -10,7 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from smda_jax.policy.gaps import Gap
 from smda_jax.policy.influence import Influence
+from smda_jax.policy.interference import Geometry
 from smda_jax.runs.confidence import Confidence
 
 
@@ -27,10 +29,7 @@ class Summary:
     feature_labels: list[str]
     weights: np.ndarray
     fits: dict[str, dict[str, Any]]
-    category: list[str | None]
-    y: np.ndarray
-    prediction: np.ndarray
-    refused: np.ndarray
+    prompts: int
     pair_ids: list[str]
     pair_texts: list[str]
     pair_labels: list[str | None]
@@ -43,6 +42,8 @@ class Summary:
     confidence: Confidence | None
     seed: int
     auc: dict[str, dict[str, float]]
+    gaps: list[Gap]
+    geometry: dict[str, Geometry]
     first_order: dict[str, float | int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -50,22 +51,13 @@ class Summary:
         return {
             "features": len(self.feature_ids), "fits": self.fits, "planted_pairs_auc": self.auc,
             "first_order": self.first_order, "categories": self.categories(), "classes": self.classes(),
+            "geometry": {name: test._asdict() for name, test in self.geometry.items()},
         }  # fmt: skip
 
-    def categories(self) -> dict[str, dict[str, float | int]]:
-        """Per category of prompts: how often refused, mean Y, mean prediction of the policy, and their difference."""
-        out = {}
-        for name in dict.fromkeys(c for c in self.category if c is not None):
-            own = np.array([c == name for c in self.category])
-            y, p = float(self.y[own].mean()), float(self.prediction[own].mean())
-            out[name] = {
-                "prompts": int(own.sum()),
-                "refused": float(self.refused[own].mean()),
-                "y": y,
-                "prediction": p,
-                "residual": y - p,
-            }
-        return out
+    def categories(self) -> dict[str, dict[str, float | int | str | None]]:
+        """Per category of prompts: `policy.gaps.Gap` without intervals and features."""
+        figures = ("label", "prompts", "refused", "y", "prediction", "residual", "gap")
+        return {g.category: {name: getattr(g, name) for name in figures} for g in self.gaps}
 
     def classes(self) -> dict[str, dict[str, float | int]]:
         """Per label of pairs: medians, and the mean share of Σ|W ΔW| that goes through feature activations (ΔX)."""
@@ -113,7 +105,7 @@ def _figure(value: float | None, form: str = ".3f") -> str:
 def print_summary(s: Summary, console: Console, top: int = 5) -> None:
     """Policy fit, strongest coefficients, gaps by category, pairs that move the policy most, pathway shares by class."""
     console.print(
-        f"{len(s.pair_ids)} pairs, {len(s.y)} prompts, {len(s.feature_ids)} features read from {s.site} "
+        f"{len(s.pair_ids)} pairs, {s.prompts} prompts, {len(s.feature_ids)} features read from {s.site} "
         f"(encoder {s.encoder}, gate {s.gate}, engine {s.engine})"
     )
     fit = _table("Policy fit, held-out prompts", "subset", "prompts", "held out", "α", "accuracy", "majority", "F1", "R²", "ρ")
@@ -133,24 +125,19 @@ def print_summary(s: Summary, console: Console, top: int = 5) -> None:
         strongest.add_row(str(s.feature_ids[k]), f"{s.weights[k]:+.3f}", *how, _one_line(s.feature_labels[k]))
     console.print(strongest)
 
-    categories = s.categories()
-    if len(categories) > 1:
+    if len(s.gaps) > 1:
         gaps = _table(
-            "Categories, by mean log-probability Y of the behaviour",
-            "category",
-            "prompts",
-            "refused",
-            "mean Y",
-            "policy",
-            "residual",
+            "Categories: mean log-probability Y of the behaviour, and how far it is from that of the label's other prompts",
+            *("category", "prompts", "refused", "mean Y", "policy", "gap", "95 %", "carried by"),
         )
-        for name, c in sorted(categories.items(), key=lambda item: item[1]["y"]):
+        for g in s.gaps:
+            most = np.argsort(-np.abs(np.nan_to_num(g.carried)))[:2]
+            carriers = ", ".join(f"{s.feature_ids[k]} {g.carried[k]:+.2f}" for k in most) if np.isfinite(g.gap) else "–"
+            between = f"{g.interval.low[2]:+.2f} … {g.interval.high[2]:+.2f}" if np.isfinite(g.gap) else "–"
             gaps.add_row(
-                escape(name),
-                str(c["prompts"]),
-                f"{c['refused']:.0%}",
-                *(f"{c[k]:.2f}" for k in ("y", "prediction", "residual")),
-            )
+                escape(g.category), str(g.prompts), f"{g.refused:.0%}", f"{g.y:.2f}", f"{g.prediction:.2f}",
+                _figure(g.gap, "+.2f"), between, carriers,
+            )  # fmt: skip
         console.print(gaps)
 
     order = np.argsort(s.score)
@@ -176,6 +163,10 @@ def print_summary(s: Summary, console: Console, top: int = 5) -> None:
             *(_figure(c[k], ".0%") for k in ("delta_x_share", "delta_y_share", "off_target_share")),
         )  # fmt: skip
     console.print(shares)
+    for name, test in s.geometry.items():
+        if np.isfinite(test.spearman):
+            what = name.replace("_", " ")
+            console.print(f"Shifts of two features against their {what}: ρ {test.spearman:+.2f}, p {test.p:.3f} (Mantel)")
 
     if s.auc:
         found = _table(

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
@@ -47,6 +48,12 @@ class Encoder:
     rule: Rule = struct.field(pytree_node=False, default="relu")
     k: int = struct.field(pytree_node=False, default=0)
     normalisation: Normalisation = struct.field(pytree_node=False, default="none")
+
+
+def directions(encoder: Encoder) -> Float[np.ndarray, "hidden feature"]:
+    """Columns of the features that are asked for, in float64."""
+    W = np.asarray(encoder.W, np.float64)
+    return W if encoder.chosen is None else W[:, np.asarray(encoder.chosen)]
 
 
 def relu_proxy(encoder: Encoder) -> Encoder:

@@ -1,0 +1,64 @@
+"""Do two figures order the pairs alike? Over all pairs, and within each class, whose label alone may explain an order."""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from scipy.stats import kendalltau, spearmanr
+
+
+class Agreement(NamedTuple):
+    """Rank agreement of two figures over the pairs of one class; NaN where it is not defined.
+
+    Attributes:
+        among: `all`, or the class.
+        figure: one of them.
+        other: the other.
+        pairs: how many have both figures.
+        spearman: rank correlation.
+        kendall: tau-b.
+        top: how many of the pairs that one puts first are compared.
+        overlap: share of those that the other puts there too; `expected` is that of figures that know nothing of each other.
+        expected: `top / pairs`.
+    """
+
+    among: str
+    figure: str
+    other: str
+    pairs: int
+    spearman: float
+    kendall: float
+    top: int
+    overlap: float
+    expected: float
+
+
+def rank_agreement(
+    figures: Mapping[str, Float[np.ndarray, " pair"]], label: Sequence[str | None], top: int = 10
+) -> list[Agreement]:
+    """Agreement of every two figures (higher is more), over all pairs and within each class.
+
+    A pair without one of the two (NaN) takes no part in their comparison.
+    """
+    classes = {"all": np.ones(len(label), bool)}
+    names = list(dict.fromkeys(x for x in label if x is not None))
+    if len(names) > 1:
+        classes |= {name: np.array([x == name for x in label]) for name in names}
+    rows = []
+    for among, own in classes.items():
+        for (name, a), (other, b) in combinations(figures.items(), 2):
+            known = own & ~np.isnan(a) & ~np.isnan(b)
+            rows.append(Agreement(among, name, other, *_agree(a[known], b[known], top)))
+    return rows
+
+
+def _agree(a: np.ndarray, b: np.ndarray, top: int) -> tuple[int, float, float, int, float, float]:
+    n = len(a)
+    if n < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return n, np.nan, np.nan, 0, np.nan, np.nan
+    rho, tau = float(spearmanr(a, b).statistic), float(kendalltau(a, b).statistic)  # type: ignore[union-attr]
+    k = min(top, n // 2)
+    first, second = (set(np.argsort(-v, kind="stable")[:k].tolist()) for v in (a, b))
+    return n, rho, tau, k, len(first & second) / k, k / n

@@ -1,0 +1,145 @@
+"""The analyses of the paper as tables: gaps, features and their pathways, interference, agreement, label candidates."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from smda_jax.data.records import Pairs, Prompts
+from smda_jax.jacobian.evaluation import Evaluation
+from smda_jax.policy.agreement import rank_agreement
+from smda_jax.policy.gaps import Gap
+from smda_jax.policy.influence import Influence
+from smda_jax.policy.interference import Geometry, correlations, cosines, dominant_feature, explains, landing
+from smda_jax.policy.pathways import pathways
+from smda_jax.runs.baselines import BASELINES
+from smda_jax.runs.confidence import Confidence
+from smda_jax.runs.config import Attribute
+from smda_jax.sae.encoder import directions
+
+CANDIDATES = 10  # prompts of each kind that a feature is shown with
+
+
+def classes_of(label: list[str | None]) -> dict[str, np.ndarray]:
+    """Rows of `all`, and of every class where there are several."""
+    names = list(dict.fromkeys(x or "unlabelled" for x in label))
+    rows = {"all": np.arange(len(label))}
+    if len(names) > 1:
+        rows |= {name: np.flatnonzero([(x or "unlabelled") == name for x in label]) for name in names}
+    return rows
+
+
+def gap_tables(found: list[Gap], ids: np.ndarray) -> dict[str, Mapping[str, Any]]:
+    """`gaps.parquet`, and `gap_features.parquet`: what each feature carries of a gap."""
+    plain = ("category", "label", "prompts", "others", "refused", "y", "prediction", "residual", "gap")
+    table: dict[str, Any] = {name: [getattr(g, name) for g in found] for name in plain}
+    for i, name in enumerate(("y", "residual", "gap")):
+        ends = {end: [float(getattr(g.interval, end)[i]) for g in found] for end in ("low", "high")}
+        table |= {f"{name}_{end}": pa.array(value, pa.float64(), from_pandas=True) for end, value in ends.items()}
+    table |= {
+        "category": pa.array(table["category"], pa.string()),
+        "label": pa.array(table["label"], pa.string()),
+        "gap": pa.array(table["gap"], pa.float64(), from_pandas=True),
+    }
+    carried = np.concatenate([g.carried for g in found]) if found else np.zeros(0)
+    names = np.repeat([g.category for g in found], len(ids)) if found else []
+    rows = {
+        "category": pa.array(list(names), pa.string()), "feature_id": np.tile(ids, len(found)),
+        "carried": pa.array(carried, pa.float64(), from_pandas=True),
+    }  # fmt: skip
+    return {"gaps.parquet": table, "gap_features.parquet": rows}
+
+
+def feature_table(
+    c: Attribute,
+    e: Evaluation,
+    W: np.ndarray,
+    labels: dict[int, str],
+    pairs: Pairs,
+    influence: Influence,
+    sure: Confidence | None,
+) -> Mapping[str, Any]:
+    """`features.parquet`: every feature's part in the policy and, by class of pairs, in its shifts."""
+    rows: dict[str, list[Any]] = {}
+    d, dominant = len(W), dominant_feature(influence.contribution)
+    moves = np.abs(influence.contribution).sum(axis=1) > 0
+    fixed = {
+        "feature_id": e.feature_ids, "label": [labels.get(i) for i in e.feature_ids], "weight": W,
+        **({} if sure is None else {
+            "weight_low": sure.coefficients.low, "weight_high": sure.coefficients.high,
+            "sign_stability": sure.coefficients.sign_stability,
+        }),
+        "active_share": e.active.mean(axis=0), "mean_activation": e.x.mean(axis=0, dtype=np.float64),
+        "link": [f"https://www.neuronpedia.org/{c.neuronpedia}/{i}" if c.neuronpedia else None for i in e.feature_ids],
+    }  # fmt: skip
+    for name, own in classes_of(pairs.label).items():
+        part = Influence(W, influence.delta_w_x[own], influence.delta_w_y[own])
+        size, split = np.abs(part.contribution).sum(axis=0), pathways(part, 0)
+        columns = {
+            "class": [name] * d, **fixed, "mean_contribution": part.contribution.mean(axis=0),
+            "share": size / size.sum() if size.sum() else np.full(d, np.nan),
+            "through_x": split.through_x, "cancellation": split.cancellation,
+            "dominant_pairs": np.bincount(dominant[own][moves[own]], minlength=d),
+        }  # fmt: skip
+        for key, value in columns.items():
+            rows.setdefault(key, []).extend(value)
+    words = {key: pa.array(rows[key], pa.string()) for key in ("class", "label", "link")}
+    return {k: pa.array(v, pa.float64(), from_pandas=True) if isinstance(v[0], float) else v for k, v in rows.items()} | words
+
+
+def interference_table(
+    e: Evaluation, influence: Influence, own: np.ndarray, seed: int
+) -> tuple[Mapping[str, Any], dict[str, Geometry]]:
+    """`interference.parquet`: every two features; and whether geometry explains which of them shift together."""
+    ids = np.array(e.feature_ids)
+    matrices = {
+        "landing": landing(influence.contribution, own), "co_shift": correlations(influence.delta_w),
+        "encoder_cosine": cosines(directions(e.encoder)), "activation_correlation": correlations(e.x),
+    }  # fmt: skip
+    table = {
+        "feature_id": np.repeat(ids, len(ids)), "other_id": np.tile(ids, len(ids)),
+        **{name: pa.array(m.ravel(), pa.float64(), from_pandas=True) for name, m in matrices.items()},
+    }  # fmt: skip
+    tests = {
+        name: explains(matrices[name], matrices["co_shift"], seed=seed) for name in ("encoder_cosine", "activation_correlation")
+    }
+    return table, tests
+
+
+def agreement_table(pairs: Pairs, figures: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
+    """`agreement.parquet`: how alike the score and the simple figures order the pairs."""
+    names = ("score", *BASELINES)
+    known = {k: np.asarray(figures[k], np.float64) for k in names if k in figures and not np.all(np.isnan(figures[k]))}
+    rows = rank_agreement(known, pairs.label)
+    table: dict[str, Any] = {"class": pa.array([r.among for r in rows], pa.string())}
+    table |= {key: pa.array([getattr(r, key) for r in rows], pa.string()) for key in ("figure", "other")}
+    table |= {key: pa.array([getattr(r, key) for r in rows], pa.int64()) for key in ("pairs", "top")}
+    table |= {
+        key: pa.array([getattr(r, key) for r in rows], pa.float64(), from_pandas=True)
+        for key in ("spearman", "kendall", "overlap", "expected")
+    }
+    return table
+
+
+def candidate_table(e: Evaluation, prompts: Prompts, labels: dict[int, str], redact: bool) -> Mapping[str, Any]:
+    """`label_candidates.parquet`: prompts that show what a feature responds to, for whoever is to name it.
+
+    Top: where it is most active; bottom: where its pre-activation is lowest; contrastive: where it is most active among prompts
+    of the label on which it is least active on average.
+    """
+    kinds = [np.array([x == name for x in prompts.label]) for name in ("harmful", "harmless")]
+    rows: dict[str, list[Any]] = {k: [] for k in ("feature_id", "label", "kind", "rank", "prompt_id", "activation", "prompt")}
+    for k, feature in enumerate(e.feature_ids):
+        z, order = e.z[:, k], np.argsort(-e.z[:, k], kind="stable")
+        chosen = {"top": order[:CANDIDATES], "bottom": order[::-1][:CANDIDATES]}
+        if all(kind.any() for kind in kinds):
+            against = min(kinds, key=lambda kind: float(e.x[kind, k].mean()))
+            chosen["contrastive"] = order[against[order]][:CANDIDATES]
+        for kind, some in chosen.items():
+            for rank, n in enumerate(some.tolist()):
+                text = None if redact else prompts.text[n]
+                row = (feature, labels.get(feature), kind, rank + 1, prompts.ids[n], float(z[n]), text)
+                for key, value in zip(rows, row, strict=True):
+                    rows[key].append(value)
+    return rows | {key: pa.array(rows[key], pa.string()) for key in ("label", "kind", "prompt_id", "prompt")}
