@@ -170,7 +170,7 @@ def main(b: Benchmark, write: bool = True) -> dict[str, Any]:
     X, Y = e.x.astype(np.float64), e.y.astype(np.float64)
     W = ridge(X, Y, 5.0)
     with numerics(b.dtype):
-        rate = plan.measured_rate(b.dtype)
+        rate = plan.measured_rate(b.dtype, 30)
     update, limit, clock, bf16 = Update(ETA), programs.memory_limit(), Clock(), b.dtype == "bfloat16"
 
     def work(keep: Any, count: int) -> plan.Workload:
@@ -257,6 +257,8 @@ def main(b: Benchmark, write: bool = True) -> dict[str, Any]:
             if b.bergson is not None:
                 prompt, pair = bergson(e, Path(place), b.bergson, pairs[:8], agreement)
                 per_pair["bergson: score"] = prompt * len(prompts) / len(pairs) + pair
+    with numerics(b.dtype):  # where machines change their speed, the faster moment is what they can do
+        rate = max(rate, plan.measured_rate(b.dtype, 30))
     table(b, clock, per_pair, rate, len(pairs))
     content = record(b, shape, clock, per_pair, rate, agreement, float(active.sum(1).mean()))
     if write:

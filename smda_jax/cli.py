@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from smda_jax.errors import InputError
-from smda_jax.runs.config import Attribute, Demo, Inspect, Plan, Sweep, from_run
+from smda_jax.runs.config import Attribute, Demo, Inspect, Plan, Report, Sweep, Verify, from_run
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -45,6 +45,8 @@ def _parse(arguments: list[str]) -> Any:
         Annotated[Attribute, attribute]
         | Annotated[Plan, tyro.conf.subcommand("plan")]
         | Annotated[Sweep, tyro.conf.subcommand("sweep")]
+        | Annotated[Verify, tyro.conf.subcommand("verify")]
+        | Annotated[Report, tyro.conf.subcommand("report")]
         | Annotated[Demo, tyro.conf.subcommand("demo")]
         | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     )
@@ -102,9 +104,22 @@ def _run(command: Any) -> None:
         else:
             sweep(command, console)
         return
+    from smda_jax.report.page import report
+
+    if isinstance(command, Report):
+        report(command, console)
+        return
+    if isinstance(command, Verify):
+        from smda_jax.runs.verify import verify
+
+        verify(command, console)
+        report(Report(run=command.run), console)
+        return
     from smda_jax.runs.attribute import attribute
 
-    attribute(command.attribute() if isinstance(command, Demo) else command, console)
+    config = command.attribute() if isinstance(command, Demo) else command
+    attribute(config, console)
+    report(Report(run=config.out), console)
 
 
 if __name__ == "__main__":

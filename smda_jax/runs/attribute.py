@@ -33,9 +33,10 @@ from smda_jax.runs.inputs import Inputs, load_inputs, warn
 from smda_jax.runs.planning import duration, workload
 from smda_jax.runs.policies import Policy, fit_policies
 from smda_jax.runs.questions import Questions
-from smda_jax.runs.results import check_first_order, results
+from smda_jax.runs.results import results
 from smda_jax.runs.store import RunFolder
 from smda_jax.runs.summary import Summary, print_summary
+from smda_jax.runs.verify import check_first_order
 
 CONVENTIONS = (
     "delta_*: change after one step -learning_rate*gradient on the pair; delta_y and y in nats; "

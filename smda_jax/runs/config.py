@@ -224,6 +224,35 @@ class Sweep:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Verify:
+    """Is first order enough? Take true steps on some pairs of a run, in float64, and compare them with its prediction.
+
+    Writes verify.parquet into the run folder, which the page then shows.
+    """
+
+    run: Positional[Path]
+    """Run folder of `attribute`, kept active or features."""
+    pairs: int = 16
+    """How many pairs, drawn with the seed."""
+    learning_rates: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2)
+    """Steps to take; the prediction is scaled to each."""
+    seed: int = 0
+    """Of the draw."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Draw a run: report.html in its folder, one file that opens anywhere."""
+
+    run: Positional[Path]
+    """Run folder of `attribute`."""
+    redact: bool = False
+    """Leave out the texts of prompts and responses."""
+    figures: Path | None = None
+    """Write the figures there too, as PNG and PDF for a paper."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Inspect:
     """Say what a checkpoint, SAE, data file or run folder is, and whether several of them fit together."""
 

@@ -1,23 +1,19 @@
-"""From the cache of a run to its results: influence, tables, and the check of first order."""
+"""From the cache of a run to its results: influence, tables, summary."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import pyarrow as pa
 
 from smda_jax.data.records import Pairs
-from smda_jax.jacobian import passes
-from smda_jax.jacobian.evaluation import Evaluation, evaluation_of, read_prompts
-from smda_jax.model.precision import numerics
+from smda_jax.jacobian.evaluation import Evaluation
 from smda_jax.policy.curation import far_off_target, misaligned
 from smda_jax.policy.gaps import Gap, gaps
 from smda_jax.policy.influence import Influence, decompose
 from smda_jax.policy.interference import Geometry, dominant_feature, off_target_share, separation_auc
 from smda_jax.policy.pathways import pathways
-from smda_jax.policy.ridge import ridge
 from smda_jax.runs import analyses
 from smda_jax.runs.baselines import OwnPrompts, baselines
 from smda_jax.runs.blocks import Blocks
@@ -223,46 +219,3 @@ def _planted_auc(pairs: Pairs, score: np.ndarray, off_target: np.ndarray, mean_d
         known = {name: value for name, value in figures.items() if not np.isnan(value).all()}
         found[label] = {name: separation_auc(value[own], planted[own]) for name, value in known.items()}
     return found
-
-
-def check_first_order(c: Attribute, inputs: Inputs, e: Evaluation, policy: Policy, blocks: Blocks) -> dict[str, float | int]:
-    """What this run found against the true step in float64, for pairs drawn with the seed: R² of each figure it has."""
-    rows = np.sort(np.random.default_rng(c.seed).permutation(len(inputs.pairs))[: c.check_pairs])
-    model, scaling = inputs.model.astype("float64"), blocks.update.scaling
-    with numerics("float64"):
-        scaling = jax.tree.map(lambda leaf: leaf.astype("float64"), scaling)
-    update = blocks.update._replace(scaling=scaling)
-    steps, _ = passes.factors_of(model, [inputs.pair_tokens[i] for i in rows], update, c.loss_scope)
-    reading = read_prompts(model, e.tokens, e.targets, e.site)
-    wide = evaluation_of(model, inputs.sae, inputs.prompts, e.tokens, e.targets, e.site, reading, e.feature_ids, c.encoder)
-    true = passes.finite(wide, steps, block=16)
-    W = ridge(wide.x, wide.y, policy.alpha)
-    true_w = decompose(wide.x, wide.y, W, true.x, true.y, policy.alpha, exact=True)
-    found: dict[str, list[np.ndarray]] = {}
-    order = []
-    for name, at in blocks:
-        here = np.flatnonzero(np.isin(at, rows))
-        if not len(here):
-            continue
-        block = blocks.load(name)
-        order += at[here].tolist()
-        if blocks.plan.engine != "query":
-            dx, dy = blocks.delta_x(block)[here], block["delta_y"][here]
-            part = decompose(wide.x, wide.y, W, dx, dy, policy.alpha)
-            own = {"delta_x": dx, "delta_y": dy, "delta_w": part.delta_w}
-        elif blocks.plan.keep == "score":
-            own = {"score": block["value"][0, here]}
-        else:
-            x, y, _ = blocks.questions.split(block["value"][:, here])
-            own = {"delta_w": x[0] + y[0]}
-        for key, value in own.items():
-            found.setdefault(key, []).append(value)
-    truth = {"delta_x": true.x, "delta_y": true.y, "delta_w": true_w.delta_w, "score": true_w.score}
-    at = np.searchsorted(rows, order)
-    r2 = {f"r2_{key}": _r2(np.concatenate(value), truth[key][at]) for key, value in found.items()}
-    return {"pairs": len(rows)} | r2
-
-
-def _r2(prediction: np.ndarray, truth: np.ndarray) -> float:
-    varies = np.sum((truth - truth.mean()) ** 2)
-    return float(1 - np.sum((truth - prediction) ** 2) / varies) if varies else float("nan")

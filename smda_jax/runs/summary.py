@@ -127,16 +127,14 @@ def print_summary(s: Summary, console: Console, top: int = 5) -> None:
 
     if len(s.gaps) > 1:
         gaps = _table(
-            "Categories: mean log-probability Y of the behaviour, and how far it is from that of the label's other prompts",
-            *("category", "prompts", "refused", "mean Y", "policy", "gap", "95 %", "carried by"),
+            "Categories: mean log-probability Y of the behaviour; gap: from the label's other prompts",
+            *("category", "prompts", "refused", "mean Y", "policy", "gap", "95 %"),
         )
         for g in s.gaps:
-            most = np.argsort(-np.abs(np.nan_to_num(g.carried)))[:2]
-            carriers = ", ".join(f"{s.feature_ids[k]} {g.carried[k]:+.2f}" for k in most) if np.isfinite(g.gap) else "–"
             between = f"{g.interval.low[2]:+.2f} … {g.interval.high[2]:+.2f}" if np.isfinite(g.gap) else "–"
             gaps.add_row(
                 escape(g.category), str(g.prompts), f"{g.refused:.0%}", f"{g.y:.2f}", f"{g.prediction:.2f}",
-                _figure(g.gap, "+.2f"), between, carriers,
+                _figure(g.gap, "+.2f"), between,
             )  # fmt: skip
         console.print(gaps)
 

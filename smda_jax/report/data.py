@@ -1,0 +1,152 @@
+"""What the page and the figures show of a run, read from the tables in its folder alone."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from scipy.cluster.hierarchy import leaves_list, linkage
+
+from smda_jax.errors import InputError
+from smda_jax.runs.columns import COLUMNS
+
+CELLS = 300_000  # of pairs x features that a page holds; of more pairs, those with the largest |score|
+TEXT = 2_000  # characters of a prompt or response that a page holds
+
+Columns = dict[str, list[Any]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        path: its folder.
+        record: run.json.
+        tables: by file name; those that the run did not write are absent.
+        shown: rows of pairs.parquet that are shown pair by pair.
+        contribution: W ΔW by pathway (`x`, `y`) of those pairs [pair, feature]; empty where only scores were kept.
+        delta_w: `value`, `low`, `high` of those pairs.
+        pair_order: rows of `shown`, like ones together within their class.
+        feature_order: columns, like ones together.
+    """
+
+    path: Path
+    record: dict[str, Any]
+    tables: dict[str, Columns]
+    shown: np.ndarray
+    contribution: dict[str, np.ndarray]
+    delta_w: dict[str, np.ndarray]
+    pair_order: np.ndarray
+    feature_order: np.ndarray
+
+    @property
+    def classes(self) -> list[str]:
+        """Of the pairs, in order of appearance."""
+        return list(dict.fromkeys(x or "unlabelled" for x in self.tables["pairs.parquet"]["label"]))
+
+    def features(self) -> Columns:
+        """features.parquet, of all pairs."""
+        table = self.tables.get("features.parquet", {})
+        rows = [i for i, name in enumerate(table.get("class", ())) if name == "all"]
+        return {key: [values[i] for i in rows] for key, values in table.items()}
+
+
+def read_run(path: Path) -> Run:
+    """Reads the tables of a run.
+
+    Raises:
+        InputError: it is no run, is not finished, or is of another version.
+    """
+    try:
+        record = json.loads((path / "run.json").read_text())
+        status = record["status"]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(path, "is not a run folder", "give the folder that attribute wrote") from error
+    if status != "complete":
+        raise InputError(path, "is not complete", "run its attribute command again: it continues")
+    names = [name for name in (*COLUMNS, "verify_points.parquet") if name not in ("influence.parquet", "scores.parquet")]
+    tables = {name: pq.read_table(path / name).to_pydict() for name in names if (path / name).is_file()}
+    if "agreement.parquet" not in tables:
+        raise InputError(path, "was written by an earlier version", "attribute into a new folder")
+    score = np.array(tables["pairs.parquet"]["score"])
+    if not (path / "influence.parquet").is_file():
+        nothing = np.zeros(0, int)
+        return Run(path, record, tables, _strongest(score, 1), {}, {}, nothing, nothing)
+    ids = json.loads((path / "policy.json").read_text())["feature_ids"]
+    weights = np.array(json.loads((path / "policy.json").read_text())["weights"])
+    shown = _strongest(score, len(ids))
+    rows = pq.read_table(path / "influence.parquet", filters=[("subset", "=", "all")])
+    grid = {
+        name: rows[name].to_numpy().reshape(len(score), len(ids))[shown]
+        for name in ("delta_w_x", "delta_w_y", "delta_w", "delta_w_low", "delta_w_high")
+        if name in rows.column_names
+    }
+    contribution = {"x": weights * grid["delta_w_x"], "y": weights * grid["delta_w_y"]}
+    total = contribution["x"] + contribution["y"]
+    label = np.array([x or "unlabelled" for x in tables["pairs.parquet"]["label"]])[shown]
+    order = [own[_alike(total[own])] for own in (np.flatnonzero(label == name) for name in dict.fromkeys(label.tolist()))]
+    delta_w = {"value": grid["delta_w"], **{k: grid[f"delta_w_{k}"] for k in ("low", "high") if f"delta_w_{k}" in grid}}
+    return Run(path, record, tables, shown, contribution, delta_w, np.concatenate(order), _alike(total.T))
+
+
+def _strongest(score: np.ndarray, features: int) -> np.ndarray:
+    most = max(1, CELLS // features)
+    return np.sort(np.argsort(-np.abs(score), kind="stable")[:most])
+
+
+def _alike(rows: np.ndarray) -> np.ndarray:
+    """Order that puts rows of like direction beside each other."""
+    if len(rows) < 3:
+        return np.arange(len(rows))
+    size = np.linalg.norm(rows, axis=1, keepdims=True)
+    unit = rows / np.where(size > 0, size, 1)
+    return leaves_list(linkage(unit, "average", optimal_ordering=len(rows) <= 500))
+
+
+def content(run: Run, *, redact: bool = False) -> dict[str, Any]:
+    """Everything that the page shows, as JSON; figures are rounded to five digits."""
+    pairs = _cut({k: [v[i] for i in run.shown] for k, v in run.tables["pairs.parquet"].items()})
+    candidates = _cut(run.tables.get("label_candidates.parquet", {}))
+    if redact:
+        for table in (pairs, candidates):
+            table.update({k: [None] * len(v) for k, v in table.items() if k in ("prompt", "response")})
+    record = run.record
+    return {
+        "name": run.path.name,
+        "pairs_in_run": record["pairs"], "prompts_in_run": record["prompts"], "classes": run.classes,
+        "settings": record["config"], "versions": record["versions"], "device": record["device"],
+        "engine": record.get("engine"),
+        "timings": record.get("timings", {}), "summary": record["summary"], "conventions": record["conventions"],
+        "pairs": _short(pairs), "features": _short(run.features()),
+        "class_features": _short(run.tables.get("features.parquet", {})),
+        "contribution": {k: _matrix(v) for k, v in run.contribution.items()},
+        "delta_w": {k: _matrix(v) for k, v in run.delta_w.items()},
+        "pair_order": run.pair_order.tolist(), "feature_order": run.feature_order.tolist(),
+        "gaps": _short(run.tables["gaps.parquet"]), "gap_features": _short(run.tables["gap_features.parquet"]),
+        "interference": _short(run.tables.get("interference.parquet", {})),
+        "agreement": _short(run.tables["agreement.parquet"]),
+        "candidates": _short(candidates), "verify": _short(run.tables.get("verify.parquet", {})),
+        "verify_points": _short(run.tables.get("verify_points.parquet", {})), "columns": COLUMNS, "redacted": redact,
+    }  # fmt: skip
+
+
+def _cut(table: Columns) -> Columns:
+    long = {k: [v and v[:TEXT] for v in table[k]] for k in ("prompt", "response") if k in table}
+    return {**table, **long}
+
+
+def _figure(value: Any) -> Any:
+    if isinstance(value, float):
+        return None if not np.isfinite(value) else float(f"{value:.5g}")
+    return value
+
+
+def _short(table: Columns) -> Columns:
+    return {k: [_figure(v) for v in values] for k, values in table.items()}
+
+
+def _matrix(values: np.ndarray) -> list[list[float | None]]:
+    return [[_figure(v) for v in row] for row in values.tolist()]

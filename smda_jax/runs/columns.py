@@ -1,0 +1,152 @@
+"""What every column of the tables of a run means: unit, sign, when it is empty. The page shows this; nothing repeats it.
+
+Signs: Y is a log-probability (nats, below zero); `delta_*` is the change after one step on the pair, so that a positive
+mean_delta_y says that the step makes the behaviour likelier. `score` is positive where the step moves the policy along itself.
+"""
+
+_INTERVAL = "95 % percentile interval over resamples of the evaluation prompts (--bootstrap)"
+_STABILITY = "share of those resamples in which the figure keeps its sign"
+_PAIR = "sha256 of the stripped prompt, a NUL and the stripped response"
+_PROMPT = "sha256 of the stripped prompt"
+
+COLUMNS: dict[str, dict[str, str]] = {
+    "pairs.parquet": {
+        "pair_id": _PAIR,
+        "label": "class of the pair, as given",
+        "category": "as given",
+        "planted": "known to be corrupted, as given",
+        "score": "Σ_k W[k] ΔW[k] of subset all; positive: the step moves the policy along itself",
+        "score_low": _INTERVAL,
+        "score_high": _INTERVAL,
+        "score_sign_stability": _STABILITY,
+        "mean_delta_y": "mean ΔY over the evaluation prompts, nats; positive: the behaviour becomes likelier",
+        "loss": "mean cross-entropy of the scored tokens, nats per token",
+        "gradient_norm": "length of the loss gradient over all parameters; empty where scores are read along the query",
+        "gradient_dot": "product of the loss gradient with that of −mean Y; positive: a step makes the behaviour likelier. "
+        "Empty for steps that are not along the gradient",
+        "gradient_cosine": "its cosine",
+        "repsim": "mean cosine of the residual stream of the pair's own prompt (SAE's site, end of turn) with those of the "
+        "evaluation prompts that are refused; with all of them if none is",
+        "vector_filter": "product of that residual stream with the policy's direction Σ_k W[k] W_enc[:,k]",
+        "response_tokens": "tokens that the loss averages over",
+        "dominant_feature": "feature of the largest |W[k] ΔW[k]|",
+        "off_target_share": "share of Σ|W ΔW| on features that are not active on the pair's own prompt; empty if nothing moves",
+        "through_x": "share of Σ|W ΔW_X| + |W ΔW_Y| that goes through feature activations",
+        "cancellation": "share that the two pathways take from each other: 0 where they agree in sign, 1 where they undo "
+        "each other",
+        "unintended": "the dominant feature is not active on the pair's own prompt",
+        "flagged": "scores on the other class's side of its median (arXiv 2606.29171)",
+        "flag_stability": "share of resamples that flag it alike; a flag is safe near 1",
+        "flagged_quartile": "the same, of the other class's outer quarter",
+        "flagged_off_target": "off-target share above 90 % of its class",
+        "truncated": "cut at --max-length",
+        "own_features": "chosen features active on the pair's own prompt",
+        "prompt": "text; empty with --redact",
+        "response": "text; empty with --redact",
+    },
+    "prompts.parquet": {
+        "prompt_id": _PROMPT,
+        "label": "harmful or harmless, as given",
+        "category": "as given",
+        "refused": "as given, else Y > log ½",
+        "y": "log-probability of the behaviour, nats",
+        "prediction": "of the policy fitted to all prompts, XW, nats",
+        "active_features": "chosen features active on the prompt",
+        "prompt": "text; empty with --redact",
+    },
+    "influence.parquet": {
+        "subset": "evaluation subset that the policy is fitted to",
+        "pair_id": _PAIR,
+        "feature_id": "of the SAE",
+        "delta_w_x": "change of W[k] through feature activations, nats per unit of activation",
+        "delta_w_y": "change of W[k] through output probabilities, same unit",
+        "delta_w": "their sum",
+        "contribution": "W[k] ΔW[k]; adds up to the score",
+        "delta_w_low": _INTERVAL,
+        "delta_w_high": _INTERVAL,
+        "sign_stability": _STABILITY,
+    },
+    "scores.parquet": {
+        "subset": "evaluation subset that the policy is fitted to",
+        "pair_id": _PAIR,
+        "score": "Σ_k W[k] ΔW[k]",
+    },
+    "features.parquet": {
+        "class": "of pairs; all: every pair",
+        "feature_id": "of the SAE",
+        "label": "from --feature-labels",
+        "link": "the feature's page (--neuronpedia)",
+        "weight": "W[k], nats per unit of activation; positive: the behaviour is likelier",
+        "weight_low": _INTERVAL,
+        "weight_high": _INTERVAL,
+        "sign_stability": _STABILITY,
+        "active_share": "share of the evaluation prompts on which it is active",
+        "mean_activation": "over the evaluation prompts",
+        "mean_contribution": "mean W[k] ΔW[k] of the class",
+        "share": "of the class's Σ|W ΔW|; adds up to 1",
+        "through_x": "share of its |W ΔW_X| + |W ΔW_Y| that goes through activations",
+        "cancellation": "share that the two pathways take from each other",
+        "dominant_pairs": "pairs of the class whose dominant feature it is",
+    },
+    "gaps.parquet": {
+        "category": "of prompts",
+        "label": "of most of its prompts",
+        "prompts": "in the category",
+        "others": "prompts of the same label outside it, which it is compared with",
+        "refused": "share that is refused",
+        "y": "mean Y, nats",
+        "prediction": "mean XW, nats",
+        "residual": "mean Y − XW, nats; negative: refused less than the policy says",
+        "gap": "mean Y less that of the others, nats; negative: the behaviour passes it over. Empty without others",
+        "y_low": "95 % interval over resamples of the prompts of the category and of the others",
+        "y_high": "same",
+        "residual_low": "same",
+        "residual_high": "same",
+        "gap_low": "same",
+        "gap_high": "same",
+    },
+    "gap_features.parquet": {
+        "category": "of prompts",
+        "feature_id": "of the SAE",
+        "carried": "W[k] (mean X[k] in the category − in the others), nats; adds up to the predicted gap",
+    },
+    "interference.parquet": {
+        "feature_id": "of the SAE",
+        "other_id": "of the SAE",
+        "landing": "of pairs whose own prompt has the first feature: mean share of Σ|W ΔW| that falls on the other; a row adds "
+        "up to 1",
+        "co_shift": "correlation over pairs of ΔW of the two; empty if one never shifts",
+        "encoder_cosine": "of the two encoder directions",
+        "activation_correlation": "of the two activations over the evaluation prompts; empty if one is constant",
+    },
+    "agreement.parquet": {
+        "class": "of pairs; all: every pair",
+        "figure": "a column of pairs.parquet",
+        "other": "another",
+        "pairs": "that have both",
+        "spearman": "rank correlation; empty if one is constant",
+        "kendall": "tau-b",
+        "top": "how many pairs that one puts first are compared",
+        "overlap": "share of those that the other puts there too",
+        "expected": "that share if the two knew nothing of each other",
+    },
+    "label_candidates.parquet": {
+        "feature_id": "of the SAE",
+        "label": "from --feature-labels; to be filled in, and given back as --feature-labels",
+        "kind": "top: most active; bottom: lowest pre-activation; contrastive: most active among prompts of the label on which "
+        "it is least active",
+        "rank": "within the kind, from 1",
+        "prompt_id": _PROMPT,
+        "activation": "pre-activation z, units of the SAE",
+        "prompt": "text; empty with --redact",
+    },
+    "verify.parquet": {
+        "learning_rate": "η of the true step, and of the prediction scaled to it",
+        "figure": "delta_x, delta_y, delta_w or score",
+        "pairs": "that were stepped on",
+        "r2": "share of the true changes' variance that first order predicts",
+        "slope": "of the true changes on the predicted ones, through the origin; 1 where first order holds",
+        "spearman": "rank correlation of the two",
+        "holds": "R² ≥ 0.99 and slope within 2 % of 1",
+    },
+}

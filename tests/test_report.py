@@ -1,0 +1,161 @@
+"""The page of a run: hostile texts in it, clicked through in a browser where there is one."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from test_run import run
+
+from smda_jax.cli import main
+from smda_jax.report.data import content, read_run
+from smda_jax.runs.columns import COLUMNS
+
+HOSTILE = (
+    "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
+    '<a href="javascript:window.hacked = 1">x</a>\u2028 {{content}} $\\alpha$ =1+1'
+)
+CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+browser = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium on the path, and there is none")
+
+
+@pytest.fixture(scope="module")
+def hostile_files(files, tmp_path_factory):
+    """The files of the tests with markup and script in every field of text."""
+    folder = tmp_path_factory.mktemp("hostile")
+    out = dict(files)
+    for name, columns in (("eval", ("prompt",)), ("pairs", ("prompt", "response"))):
+        rows = [json.loads(line) for line in Path(files[name]).read_text().splitlines()]
+        for i, row in enumerate(rows):
+            row |= {column: f"{row[column]} {HOSTILE}" for column in columns} | {"category": f"c{i % 2} {HOSTILE}"}
+        out[name] = folder / f"{name}.jsonl"
+        out[name].write_text("\n".join(json.dumps(row) for row in rows))
+    labels = folder / "labels.parquet"
+    pq.write_table(pa.table({"feature_id": list(range(33)), "label": [HOSTILE] * 33}), labels)
+    out["feature-labels"] = labels
+    return out
+
+
+@pytest.fixture(scope="module")
+def hostile(hostile_files, tmp_path_factory) -> Path:
+    """A run of them, verified, with its page."""
+    out = run(hostile_files, tmp_path_factory.mktemp("run") / "out", "--engine=reverse", "--bootstrap=50", "--dtype=float64")
+    main(["verify", str(out), "--pairs=3", "--learning-rates", "1e-5", "1e-3"])
+    return out
+
+
+def test_the_page_is_one_file_that_names_no_other(hostile):
+    page = (hostile / "report.html").read_text()
+    own = re.sub(r"<script.*?</script>", "", page, flags=re.S)  # what plotly's source speaks of, it does not fetch
+    assert "://" not in own
+    assert not re.search(r"<(link|img|iframe)\b", own)
+    assert len(page) < 15e6
+
+
+def test_every_column_is_documented(hostile):
+    for path in hostile.glob("*.parquet"):
+        if path.name == "verify_points.parquet":
+            continue
+        assert set(pq.read_schema(path).names) <= set(COLUMNS[path.name]), path.name
+    for name in COLUMNS:
+        assert (hostile / name).is_file(), name
+
+
+def test_a_redacted_page_holds_no_text(hostile):
+    found = read_run(hostile)
+    assert "window.hacked" in json.dumps(content(found)["pairs"])
+    left = content(found, redact=True)
+    assert "window.hacked" not in json.dumps([left["pairs"]["prompt"], left["pairs"]["response"], left["candidates"]["prompt"]])
+
+
+def test_what_the_page_holds_is_what_the_tables_say(hostile):
+    found = read_run(hostile)
+    influence = pq.read_table(hostile / "influence.parquet", filters=[("subset", "=", "all")])
+    total = found.contribution["x"] + found.contribution["y"]
+    np.testing.assert_allclose(total.ravel(), influence["contribution"].to_numpy(), rtol=1e-9, atol=1e-18)
+    assert sorted(found.pair_order.tolist()) == list(range(len(total)))
+    assert sorted(found.feature_order.tolist()) == list(range(total.shape[1]))
+    label = np.array(pq.read_table(hostile / "pairs.parquet")["label"].to_pylist())[found.pair_order]
+    assert (
+        len([1 for a, b in zip(label[1:], label[:-1], strict=True) if a != b]) == len(set(label.tolist())) - 1
+    )  # class by class
+
+
+def test_figures_for_a_paper(hostile, tmp_path):
+    main(["report", str(hostile), "--figures", str(tmp_path / "figures")])
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    expected = ("coefficients", "gaps", "effects", "pathways", "interference", "scores", "agreement", "verify")
+    assert names == {f"{name}.{suffix}" for name in expected for suffix in ("png", "pdf")}
+
+
+def test_a_run_of_scores_has_a_page_too(files, tmp_path):
+    out = run(files, tmp_path / "run", "--keep=score")
+    assert "report.html" in {path.name for path in out.iterdir()}
+
+
+def test_what_is_no_run_is_said_in_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["report", str(tmp_path)])
+    assert re.fullmatch(r"smda-jax: error: .*is not a run folder.*\n", capsys.readouterr().err)
+
+
+@pytest.fixture(scope="module")
+def opened(hostile):
+    """The page in a browser → (page, what it asked for or complained of)."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        chromium = play.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        )
+        page = chromium.new_page(viewport={"width": 1280, "height": 800})
+        trouble: list[str] = []
+        page.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else trouble.append(r.url))
+        page.on("pageerror", lambda e: trouble.append(str(e)))
+        page.on("console", lambda m: trouble.append(m.text) if m.type == "error" else None)
+        page.goto(f"file://{hostile / 'report.html'}")
+        yield page, trouble
+        chromium.close()
+
+
+@browser
+def test_no_text_of_a_data_set_acts(opened):
+    page, trouble = opened
+    for link in page.query_selector_all("#nav a"):
+        link.click()
+        page.wait_for_timeout(150)
+    page.wait_for_function("[...document.querySelectorAll('.plot')].every((p) => p.querySelector('.main-svg'))")
+    assert page.evaluate("window.hacked") is None
+    assert page.query_selector_all("main img, main script, main a[href^=javascript]") == []
+    assert "</script>" in page.inner_text("#pairs")
+    assert trouble == []
+
+
+@browser
+def test_one_can_ask_for_a_pair_and_a_feature(opened):
+    page, trouble = opened
+    page.click("#pairs tbody tr >> nth=0")
+    assert page.is_visible("dialog h3:has-text('Where its effect falls')")
+    assert "window.hacked" in page.inner_text("dialog blockquote >> nth=0")
+    page.click("dialog tbody tr >> nth=0")
+    assert page.is_visible("dialog h3:has-text('Pairs that move it most')")
+    page.keyboard.press("Escape")
+    assert not page.is_visible("dialog")
+    page.fill("#pairs input[type=search]", "no such text")
+    assert page.query_selector_all("#pairs tbody tr") == []
+    page.fill("#pairs input[type=search]", "")
+    page.click("#pairs thead button:has-text('score')")
+    scores = [float(cell.inner_text()) for cell in page.query_selector_all("#pairs tbody tr td:nth-child(3)")]
+    assert scores == sorted(scores, reverse=True)
+    with page.expect_download() as download:
+        page.click("#pairs button:has-text('CSV')")
+    text = Path(download.value.path()).read_text("utf-8-sig")
+    assert text.splitlines()[0].startswith('"pair_id","label"')
+    page.click("#theme")
+    page.select_option("#effects select", "x")
+    assert page.evaluate("window.hacked") is None
+    assert trouble == []
