@@ -12,6 +12,8 @@ from test_run import run, table
 
 from smda_jax.cli import main
 from smda_jax.policy.sums import Cells, accumulate, answer
+from smda_jax.runs.columns import SWEEP_COLUMNS
+from smda_jax.runs.grid import FREE, PASS
 
 
 def refit(X, Y, w, alpha, mask, intercept, scale):
@@ -163,8 +165,11 @@ def test_tables_can_be_asked_for_later_and_no_cell_comes_twice(kept, tmp_path):
     grid = {"features": ["all", first, f"{first},{second}", [second, first], f"without:{first}", "leave-one-out"]}
     cells = swept(kept, tmp_path / "sweep", grid)
     assert len(cells) == len({c["cell"] for c in cells}) == 3 + len(IDS)
-    swept(kept, tmp_path / "sweep", grid, "--tables", "pairs")
+    swept(kept, tmp_path / "sweep", grid, "--tables", "pairs", "coefficients")
     assert len(pq.read_table(tmp_path / "sweep" / "pairs.parquet")) == 5 * len(cells)
+    for path in (tmp_path / "sweep").glob("*.parquet"):  # and what each column means is written down
+        names = {name.partition("[")[0] for name in pq.read_schema(path).names}
+        assert names <= {*SWEEP_COLUMNS[path.name], *FREE, *PASS}, path
 
 
 @pytest.mark.parametrize(

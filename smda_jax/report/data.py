@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 from scipy.cluster.hierarchy import leaves_list, linkage
 
 from smda_jax.errors import InputError
-from smda_jax.runs.columns import COLUMNS
+from smda_jax.runs.columns import COLUMNS, SWEEP_COLUMNS
 
-CELLS = 300_000  # of pairs x features that a page holds; of more pairs, those with the largest |score|
+PAIRS, CELLS = 1_000, 120_000  # pairs, and pairs x features, that a page holds: of more, those with the largest |score|
+FEATURES = 200  # whose prompts a page holds: of more, those with the largest share of the shifts
 TEXT = 2_000  # characters of a prompt or response that a page holds
 
 Columns = dict[str, list[Any]]
@@ -93,7 +94,7 @@ def read_run(path: Path) -> Run:
 
 
 def _strongest(score: np.ndarray, features: int) -> np.ndarray:
-    most = max(1, CELLS // features)
+    most = min(PAIRS, max(1, CELLS // features))
     return np.sort(np.argsort(-np.abs(score), kind="stable")[:most])
 
 
@@ -109,7 +110,7 @@ def _alike(rows: np.ndarray) -> np.ndarray:
 def content(run: Run, *, redact: bool = False) -> dict[str, Any]:
     """Everything that the page shows, as JSON; figures are rounded to five digits."""
     pairs = _cut({k: [v[i] for i in run.shown] for k, v in run.tables["pairs.parquet"].items()})
-    candidates = _cut(run.tables.get("label_candidates.parquet", {}))
+    candidates = _cut(_of_strongest(run, run.tables.get("label_candidates.parquet", {})))
     if redact:
         for table in (pairs, candidates):
             table.update({k: [None] * len(v) for k, v in table.items() if k in ("prompt", "response")})
@@ -121,7 +122,7 @@ def content(run: Run, *, redact: bool = False) -> dict[str, Any]:
         "engine": record.get("engine"),
         "timings": record.get("timings", {}), "summary": record["summary"], "conventions": record["conventions"],
         "pairs": _short(pairs), "features": _short(run.features()),
-        "class_features": _short(run.tables.get("features.parquet", {})),
+        "class_features": _short(_of_strongest(run, run.tables.get("features.parquet", {}))),
         "contribution": {k: _matrix(v) for k, v in run.contribution.items()},
         "delta_w": {k: _matrix(v) for k, v in run.delta_w.items()},
         "pair_order": run.pair_order.tolist(), "feature_order": run.feature_order.tolist(),
@@ -129,8 +130,19 @@ def content(run: Run, *, redact: bool = False) -> dict[str, Any]:
         "interference": _short(run.tables.get("interference.parquet", {})),
         "agreement": _short(run.tables["agreement.parquet"]),
         "candidates": _short(candidates), "verify": _short(run.tables.get("verify.parquet", {})),
-        "verify_points": _short(run.tables.get("verify_points.parquet", {})), "columns": COLUMNS, "redacted": redact,
+        "verify_points": _short(run.tables.get("verify_points.parquet", {})), "redacted": redact,
+        "columns": COLUMNS, "sweep_columns": SWEEP_COLUMNS,
     }  # fmt: skip
+
+
+def _of_strongest(run: Run, table: Columns) -> Columns:
+    """The rows of the features that a reader is likely to ask for."""
+    share = np.nan_to_num(np.array(run.features().get("share", []), float))
+    if len(share) <= FEATURES:
+        return table
+    ids = set(np.array(run.features()["feature_id"])[np.argsort(-share)[:FEATURES]].tolist())
+    rows = [i for i, one in enumerate(table["feature_id"]) if one in ids]
+    return {key: [values[i] for i in rows] for key, values in table.items()}
 
 
 def _cut(table: Columns) -> Columns:

@@ -412,7 +412,8 @@ function trueSteps() {
 }
 function rest() {
   const node = section("tables", "Tables", "Every table of the run folder, its columns, their units and signs. " + D.conventions);
-  for (const [name, columns] of Object.entries(D.columns)) {
+  const sweeps = Object.entries(D.sweep_columns).map(([name, columns]) => [`of a sweep: ${name}`, columns]);
+  for (const [name, columns] of [...Object.entries(D.columns), ...sweeps]) {
     const part = el("details", {}, el("summary", {}, name));
     part.append(el("table", {}, el("tbody", {}, ...Object.entries(columns).map(([key, text]) => el("tr", {}, el("th", { scope: "row" }, key), el("td", { class: "wide" }, text))))));
     node.append(part);

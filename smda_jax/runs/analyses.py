@@ -18,6 +18,7 @@ from smda_jax.runs.confidence import Confidence
 from smda_jax.runs.config import Attribute
 from smda_jax.sae.encoder import directions
 
+INTERFERING = 300  # features that are compared with each other: of more, those that shift most
 CANDIDATES = 10  # prompts of each kind that a feature is shown with
 
 
@@ -92,10 +93,13 @@ def interference_table(
     e: Evaluation, influence: Influence, own: np.ndarray, seed: int
 ) -> tuple[Mapping[str, Any], dict[str, Geometry]]:
     """`interference.parquet`: every two features; and whether geometry explains which of them shift together."""
-    ids = np.array(e.feature_ids)
+    size = np.abs(influence.contribution).sum(axis=0)
+    most = np.sort(np.argsort(-size, kind="stable")[:INTERFERING])
+    ids = np.array(e.feature_ids)[most]
     matrices = {
-        "landing": landing(influence.contribution, own), "co_shift": correlations(influence.delta_w),
-        "encoder_cosine": cosines(directions(e.encoder)), "activation_correlation": correlations(e.x),
+        "landing": landing(influence.contribution, own)[np.ix_(most, most)],
+        "co_shift": correlations(influence.delta_w[:, most]), "encoder_cosine": cosines(directions(e.encoder)[:, most]),
+        "activation_correlation": correlations(e.x[:, most]),
     }  # fmt: skip
     table = {
         "feature_id": np.repeat(ids, len(ids)), "other_id": np.tile(ids, len(ids)),

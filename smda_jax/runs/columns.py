@@ -150,3 +150,29 @@ COLUMNS: dict[str, dict[str, str]] = {
         "holds": "R² ≥ 0.99 and slope within 2 % of 1",
     },
 }
+
+# Of a sweep's tables, in a folder of their own.
+SWEEP_COLUMNS: dict[str, dict[str, str]] = {
+    "sweep.parquet": {
+        "cell": "sha256 of the run and the cell's axes",
+        "(an axis)": "one column each: the cell's value of it, or what the run itself has",
+        "n_features": "features of the cell's policy",
+        "n_prompts": "prompts it is fitted to, with repetition in a resample",
+        "n_pairs": "pairs its figures speak of",
+        "r2": "of the policy on the prompts it is fitted to",
+        "r2_held_out": "of a fit without them on the run's held-out prompts among its own",
+        "norm_w": "length of W, nats per unit of activation",
+        "mean_score": "of its pairs",
+        "std_score": "of its pairs",
+        "median_score": "of its pairs; with [label]: of those of the class",
+        "positive_share": "share of its pairs with a score above 0",
+        "mean_delta_y": "over prompts and pairs, nats",
+        "delta_x_share": "share of Σ|W ΔW_X| + |W ΔW_Y| that goes through feature activations",
+        "pairs_rank_correlation": "Spearman's ρ of its scores with those of the run's own settings",
+        "top_pairs_overlap": "share of the ten strongest pairs of the run's own settings that are among its ten strongest",
+        "coefficients_rank_correlation": "Spearman's ρ of W with that of the run's own settings; empty for other features",
+        "sign_changes": "coefficients of another sign than there",
+    },
+    "pairs.parquet": {"cell": "of sweep.parquet", "pair_id": _PAIR, "score": "of the pair in the cell"},
+    "coefficients.parquet": {"cell": "of sweep.parquet", "feature_id": "of the SAE", "weight": "W[k] of the cell"},
+}
