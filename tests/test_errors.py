@@ -244,6 +244,7 @@ def test_inspect_describes_and_says_what_fits(files, tmp_path, capsys):
     main(["inspect", str(out / "policy.json"), str(out / "run.json")])
     assert "policy: 5 features" in capsys.readouterr().out
     fails(capsys, lambda: main(["inspect", str(tmp_path)]), "neither a checkpoint")
+    fails(capsys, lambda: main(["inspect"]), "names nothing")
 
 
 def test_no_command_of_a_checkpoint_is_run(files, tmp_path, capsys):

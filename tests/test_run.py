@@ -358,3 +358,12 @@ def test_the_embedded_model_is_what_it_says(tmp_path):
     assert refused[gap].mean() < 0.1
     assert refused[harmful & ~gap].mean() > 0.7
     assert refused[~harmful].mean() < 0.1
+
+
+def test_a_finished_run_is_shown_again_and_says_so(files, tmp_path, capsys):
+    out = run(files, tmp_path / "run", "--bootstrap=0")
+    timings = json.loads((out / "run.json").read_text())["timings"]
+    assert "is finished" not in capsys.readouterr().out
+    run(files, out, "--bootstrap=0")
+    assert "this run is finished" in capsys.readouterr().out
+    assert json.loads((out / "run.json").read_text())["timings"] == timings

@@ -87,6 +87,9 @@ def _attribute(config: Attribute, console: Console) -> Summary:
     with stage("read inputs"):
         inputs = load_inputs(config, console)
         run = RunFolder(config.out, *_record(config, inputs))
+    before = run.recorded("timings") if run.recorded("status") == "complete" else None
+    if before:
+        console.print("this run is finished: its tables are written again, nothing is computed anew", soft_wrap=True)
     with stage("read prompts"):
         evaluation, own = _read(config, inputs, run, console)
         policies = fit_policies(config, inputs.prompts, evaluation)
@@ -100,7 +103,7 @@ def _attribute(config: Attribute, console: Console) -> Summary:
         if config.check_pairs:
             with stage("check true steps"):
                 summary.first_order = check_first_order(config, inputs, evaluation, policies["all"], blocks)
-        run.finish(timings=stage.seconds, summary=summary.as_dict())
+        run.finish(timings=before or stage.seconds, summary=summary.as_dict())
     print_summary(summary, console)
     return summary
 

@@ -27,6 +27,8 @@ def inspect(command: Inspect, console: Console) -> None:
     Raises:
         InputError: one of them cannot be read, or two of them do not fit.
     """
+    if not command.paths:
+        raise InputError("inspect", "names nothing to look at", "give a checkpoint, SAE, data file or run folder")
     found: dict[type, tuple[str, Any]] = {}
     for path in command.paths:
         thing, text = _describe(path, command)

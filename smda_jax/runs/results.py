@@ -1,20 +1,17 @@
 """From the cache of a run to its results: influence, tables, summary."""
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from smda_jax.data.records import Pairs
 from smda_jax.jacobian.evaluation import Evaluation
-from smda_jax.policy.curation import far_off_target, misaligned
-from smda_jax.policy.gaps import Gap, gaps
+from smda_jax.policy.curation import misaligned
+from smda_jax.policy.gaps import gaps
 from smda_jax.policy.influence import Influence, decompose
 from smda_jax.policy.interference import Geometry, dominant_feature, off_target_share, separation_auc
-from smda_jax.policy.pathways import pathways
-from smda_jax.runs import analyses
+from smda_jax.runs import tables
 from smda_jax.runs.baselines import OwnPrompts, baselines
 from smda_jax.runs.blocks import Blocks
 from smda_jax.runs.confidence import Confidence, Resampled
@@ -47,45 +44,27 @@ def results(
     for name, policy in policies.items():
         file = "policy.json" if name == "all" else f"policies/{name}.json"
         run.write_json(file, policy_json(c, e, policy, name, shift.confidence.get(name)))
-    texts = [None] * max(len(prompts), len(pairs)) if c.redact else None
-    words, flags, real = pa.string(), pa.bool_(), pa.float64()  # given, since a column may hold nothing that shows its type
-    run.write_table("prompts.parquet", {
-        "prompt_id": prompts.ids, "label": pa.array(prompts.label, words), "category": pa.array(prompts.category, words),
-        "refused": refused, "y": Y, "prediction": e.x.astype(np.float64) @ W,
-        "active_features": pa.array([ids[a].tolist() for a in e.active], pa.list_(pa.int64())),
-        "prompt": pa.array((texts or prompts.text)[: len(prompts)], words),
-    })  # fmt: skip
     simple = {"mean_delta_y": shift.mean_dy, "loss": shift.loss, "gradient_norm": shift.norm}
     simple |= baselines(c, inputs, e, run, W, own, refused, shift.norm, shift.mean_dy)
-    run.write_table("pairs.parquet", {
-        "pair_id": pairs.ids, "label": pa.array(pairs.label, words), "category": pa.array(pairs.category, words),
-        "planted": pa.array(pairs.planted, flags), "score": score,
-        **({} if sure is None else {
-            "score_low": sure.score.low, "score_high": sure.score.high, "score_sign_stability": sure.score.sign_stability,
-        }),
-        **{name: pa.array(value, real, from_pandas=True) for name, value in simple.items()},
-        "dominant_feature": pa.array([None] * len(pairs) if dominant is None else dominant, pa.int64()),
-        "off_target_share": pa.array(off_target, real, from_pandas=True),
-        **({} if whole is None else {
-            **{name: pa.array(share, real, from_pandas=True) for name, share in pathways(whole, 1)._asdict().items()},
-            "unintended": ~own.active[np.arange(len(pairs)), dominant_feature(whole.contribution)],
-        }),
-        "flagged": flagged,
-        **({} if sure is None else {"flag_stability": sure.flag_stability(pairs.label, flagged)}),
-        "flagged_quartile": misaligned(score, pairs.label, 0.25), "flagged_off_target": far_off_target(off_target, pairs.label),
-        "truncated": [t.truncated for t in inputs.pair_tokens],
-        "own_features": pa.array([ids[a].tolist() for a in own.active], pa.list_(pa.int64())),
-        "prompt": pa.array((texts or pairs.prompt)[: len(pairs)], words),
-        "response": pa.array((texts or pairs.response)[: len(pairs)], words),
-    })  # fmt: skip
-    run.write_table("scores.parquet", {
-        "subset": np.repeat(list(policies), len(pairs)), "pair_id": np.tile(pairs.ids, len(policies)),
-        "score": np.concatenate(list(shift.score.values())),
-    })  # fmt: skip
-    if whole is not None:
-        run.write_tables("influence.parquet", _influence_rows(shift.influence, shift.confidence, pairs.ids, ids))
     found = gaps(e.x, Y, W, refused, prompts.category, prompts.label, seed=c.seed)
-    geometry = _analyses(c, inputs, e, own, W, whole, sure, found, {"score": score, **simple}, run)
+    geometry: dict[str, Geometry] = {}
+    written = {
+        "prompts.parquet": tables.prompt_table(e, prompts, W, refused, c.redact),
+        "pairs.parquet": tables.pair_table(e, inputs, score, simple, whole, own.active, sure, c.redact),
+        "scores.parquet": {
+            "subset": np.repeat(list(policies), len(pairs)), "pair_id": np.tile(pairs.ids, len(policies)),
+            "score": np.concatenate(list(shift.score.values())),
+        },
+        **tables.gap_tables(found, ids),
+        "agreement.parquet": tables.agreement_table(pairs, {"score": score, **simple}),
+        "label_candidates.parquet": tables.candidate_table(e, prompts, inputs.labels, c.redact),
+    }  # fmt: skip
+    if whole is not None:
+        written["features.parquet"] = tables.feature_table(c, e, W, inputs.labels, pairs, whole, sure)
+        written["interference.parquet"], geometry = tables.interference_table(e, whole, own.active, c.seed)
+        run.write_tables("influence.parquet", tables.influence_rows(shift.influence, shift.confidence, pairs.ids, ids))
+    for name, columns in written.items():
+        run.write_table(name, columns)
     return Summary(
         out=str(c.out), engine=blocks.plan.engine, site=f"{e.site.stream} of layer {e.site.layer}", encoder=c.encoder,
         gate=c.gate, feature_ids=e.feature_ids, feature_labels=[inputs.labels.get(i, "") for i in e.feature_ids], weights=W,
@@ -94,30 +73,6 @@ def results(
         off_target=off_target, flagged=flagged, confidence=sure, seed=c.seed,
         auc=_planted_auc(pairs, score, off_target, shift.mean_dy), gaps=found, geometry=geometry,
     )  # fmt: skip
-
-
-def _analyses(
-    c: Attribute,
-    inputs: Inputs,
-    e: Evaluation,
-    own: OwnPrompts,
-    W: np.ndarray,
-    whole: Influence | None,
-    sure: Confidence | None,
-    found: list[Gap],
-    figures: dict[str, np.ndarray],
-    run: RunFolder,
-) -> dict[str, Geometry]:
-    """Writes the tables of the analyses → whether geometry explains which features shift together."""
-    tables, geometry = analyses.gap_tables(found, np.array(e.feature_ids)), {}
-    tables["agreement.parquet"] = analyses.agreement_table(inputs.pairs, figures)
-    tables["label_candidates.parquet"] = analyses.candidate_table(e, inputs.prompts, inputs.labels, c.redact)
-    if whole is not None:
-        tables["features.parquet"] = analyses.feature_table(c, e, W, inputs.labels, inputs.pairs, whole, sure)
-        tables["interference.parquet"], geometry = analyses.interference_table(e, whole, own.active, c.seed)
-    for name, columns in tables.items():
-        run.write_table(name, columns)
-    return geometry
 
 
 def policy_json(c: Attribute, e: Evaluation, p: Policy, subset: str, sure: Confidence | None = None) -> dict[str, Any]:
@@ -181,25 +136,6 @@ def _shifts(c: Attribute, e: Evaluation, policies: dict[str, Policy], blocks: Bl
             own.delta_w_x[at], own.delta_w_y[at] = x, y
     score |= {name: i.score for name, i in shift.items()}
     return Shifts(loss, norm, mean_dy, score, shift, {name: own.finish(score[name]) for name, own in drawn.items()})
-
-
-def _influence_rows(
-    influence: dict[str, Influence], confidence: dict[str, Confidence], pair_ids: list[str], ids: np.ndarray
-) -> Iterator[dict[str, Any]]:
-    """The table's columns, some thousand pairs at a time."""
-    figures = ("delta_w_x", "delta_w_y", "delta_w", "contribution")
-    for subset, i in influence.items():
-        values = {name: getattr(i, name) for name in figures}
-        if subset in confidence:
-            found = confidence[subset].delta_w
-            values |= {"delta_w_low": found.low, "delta_w_high": found.high, "sign_stability": found.sign_stability}
-        for start in range(0, len(pair_ids), 1000):
-            some = slice(start, start + 1000)
-            n = len(pair_ids[some])
-            yield {
-                "subset": pa.array([subset] * (n * len(ids))), "pair_id": np.repeat(pair_ids[some], len(ids)),
-                "feature_id": np.tile(ids, n), **{name: v[some].ravel() for name, v in values.items()},
-            }  # fmt: skip
 
 
 def _planted_auc(pairs: Pairs, score: np.ndarray, off_target: np.ndarray, mean_dy: np.ndarray) -> dict[str, dict[str, float]]:

@@ -1,6 +1,6 @@
-"""The analyses of the paper as tables: gaps, features and their pathways, interference, agreement, label candidates."""
+"""The tables of a run, column by column; `runs.columns` says what each means."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,17 +9,24 @@ import pyarrow as pa
 from smda_jax.data.records import Pairs, Prompts
 from smda_jax.jacobian.evaluation import Evaluation
 from smda_jax.policy.agreement import rank_agreement
+from smda_jax.policy.curation import far_off_target, misaligned
 from smda_jax.policy.gaps import Gap
 from smda_jax.policy.influence import Influence
-from smda_jax.policy.interference import Geometry, correlations, cosines, dominant_feature, explains, landing
+from smda_jax.policy.interference import Geometry, correlations, cosines, dominant_feature, explains, landing, off_target_share
 from smda_jax.policy.pathways import pathways
 from smda_jax.runs.baselines import BASELINES
 from smda_jax.runs.confidence import Confidence
 from smda_jax.runs.config import Attribute
+from smda_jax.runs.inputs import Inputs
 from smda_jax.sae.encoder import directions
 
 INTERFERING = 300  # features that are compared with each other: of more, those that shift most
 CANDIDATES = 10  # prompts of each kind that a feature is shown with
+
+
+def _real(values: Any) -> pa.Array:
+    """Numbers; one that is not defined (NaN) is empty."""
+    return pa.array(values, pa.float64(), from_pandas=True)
 
 
 def classes_of(label: list[str | None]) -> dict[str, np.ndarray]:
@@ -31,23 +38,95 @@ def classes_of(label: list[str | None]) -> dict[str, np.ndarray]:
     return rows
 
 
+def _texts(texts: list[str], redact: bool) -> pa.Array:
+    return pa.array([None] * len(texts) if redact else texts, pa.string())
+
+
+def prompt_table(e: Evaluation, prompts: Prompts, W: np.ndarray, refused: np.ndarray, redact: bool) -> Mapping[str, Any]:
+    """`prompts.parquet`."""
+    ids, words = np.array(e.feature_ids), pa.string()  # the type is given, since a column may hold nothing that shows it
+    return {
+        "prompt_id": prompts.ids, "label": pa.array(prompts.label, words), "category": pa.array(prompts.category, words),
+        "refused": refused, "y": e.y.astype(np.float64), "prediction": e.x.astype(np.float64) @ W,
+        "active_features": pa.array([ids[a].tolist() for a in e.active], pa.list_(pa.int64())),
+        "prompt": _texts(prompts.text, redact),
+    }  # fmt: skip
+
+
+def pair_table(
+    e: Evaluation,
+    inputs: Inputs,
+    score: np.ndarray,
+    simple: Mapping[str, np.ndarray],
+    influence: Influence | None,
+    own: np.ndarray,
+    sure: Confidence | None,
+    redact: bool,
+) -> Mapping[str, Any]:
+    """`pairs.parquet`; `own` says which features are active on each pair's own prompt."""
+    pairs, ids = inputs.pairs, np.array(e.feature_ids)
+    words, flagged = pa.string(), misaligned(score, pairs.label)
+    table = {
+        "pair_id": pairs.ids, "label": pa.array(pairs.label, words), "category": pa.array(pairs.category, words),
+        "planted": pa.array(pairs.planted, pa.bool_()), "score": score,
+    }  # fmt: skip
+    if sure is not None:
+        table |= {f"score_{end}": getattr(sure.score, end) for end in ("low", "high", "sign_stability")}
+    table |= {name: _real(value) for name, value in simple.items()}
+    off_target = np.full(len(pairs), np.nan)
+    table |= {"dominant_feature": pa.nulls(len(pairs), pa.int64()), "off_target_share": _real(off_target)}
+    if influence is not None:
+        off_target, dominant = off_target_share(influence.contribution, own), dominant_feature(influence.contribution)
+        table |= {"dominant_feature": ids[dominant], "off_target_share": _real(off_target)}
+        table |= {name: _real(share) for name, share in pathways(influence, 1)._asdict().items()}
+        table["unintended"] = ~own[np.arange(len(pairs)), dominant]
+    table["flagged"] = flagged
+    if sure is not None:
+        table["flag_stability"] = sure.flag_stability(pairs.label, flagged)
+    return table | {
+        "flagged_quartile": misaligned(score, pairs.label, 0.25), "flagged_off_target": far_off_target(off_target, pairs.label),
+        "truncated": [t.truncated for t in inputs.pair_tokens],
+        "own_features": pa.array([ids[a].tolist() for a in own], pa.list_(pa.int64())),
+        "prompt": _texts(pairs.prompt, redact), "response": _texts(pairs.response, redact),
+    }  # fmt: skip
+
+
+def influence_rows(
+    influence: dict[str, Influence], confidence: dict[str, Confidence], pair_ids: list[str], ids: np.ndarray
+) -> Iterator[dict[str, Any]]:
+    """`influence.parquet`, some thousand pairs at a time."""
+    figures = ("delta_w_x", "delta_w_y", "delta_w", "contribution")
+    for subset, i in influence.items():
+        values = {name: getattr(i, name) for name in figures}
+        if subset in confidence:
+            found = confidence[subset].delta_w
+            values |= {"delta_w_low": found.low, "delta_w_high": found.high, "sign_stability": found.sign_stability}
+        for start in range(0, len(pair_ids), 1000):
+            some = slice(start, start + 1000)
+            n = len(pair_ids[some])
+            yield {
+                "subset": pa.array([subset] * (n * len(ids))), "pair_id": np.repeat(pair_ids[some], len(ids)),
+                "feature_id": np.tile(ids, n), **{name: v[some].ravel() for name, v in values.items()},
+            }  # fmt: skip
+
+
 def gap_tables(found: list[Gap], ids: np.ndarray) -> dict[str, Mapping[str, Any]]:
     """`gaps.parquet`, and `gap_features.parquet`: what each feature carries of a gap."""
     plain = ("category", "label", "prompts", "others", "refused", "y", "prediction", "residual", "gap")
     table: dict[str, Any] = {name: [getattr(g, name) for g in found] for name in plain}
     for i, name in enumerate(("y", "residual", "gap")):
         ends = {end: [float(getattr(g.interval, end)[i]) for g in found] for end in ("low", "high")}
-        table |= {f"{name}_{end}": pa.array(value, pa.float64(), from_pandas=True) for end, value in ends.items()}
+        table |= {f"{name}_{end}": _real(value) for end, value in ends.items()}
     table |= {
         "category": pa.array(table["category"], pa.string()),
         "label": pa.array(table["label"], pa.string()),
-        "gap": pa.array(table["gap"], pa.float64(), from_pandas=True),
+        "gap": _real(table["gap"]),
     }
     carried = np.concatenate([g.carried for g in found]) if found else np.zeros(0)
     names = np.repeat([g.category for g in found], len(ids)) if found else []
     rows = {
         "category": pa.array(list(names), pa.string()), "feature_id": np.tile(ids, len(found)),
-        "carried": pa.array(carried, pa.float64(), from_pandas=True),
+        "carried": _real(carried),
     }  # fmt: skip
     return {"gaps.parquet": table, "gap_features.parquet": rows}
 
@@ -86,7 +165,7 @@ def feature_table(
         for key, value in columns.items():
             rows.setdefault(key, []).extend(value)
     words = {key: pa.array(rows[key], pa.string()) for key in ("class", "label", "link")}
-    return {k: pa.array(v, pa.float64(), from_pandas=True) if isinstance(v[0], float) else v for k, v in rows.items()} | words
+    return {k: _real(v) if isinstance(v[0], float) else v for k, v in rows.items()} | words
 
 
 def interference_table(
@@ -103,7 +182,7 @@ def interference_table(
     }  # fmt: skip
     table = {
         "feature_id": np.repeat(ids, len(ids)), "other_id": np.tile(ids, len(ids)),
-        **{name: pa.array(m.ravel(), pa.float64(), from_pandas=True) for name, m in matrices.items()},
+        **{name: _real(m.ravel()) for name, m in matrices.items()},
     }  # fmt: skip
     tests = {
         name: explains(matrices[name], matrices["co_shift"], seed=seed) for name in ("encoder_cosine", "activation_correlation")
@@ -119,10 +198,7 @@ def agreement_table(pairs: Pairs, figures: Mapping[str, np.ndarray]) -> Mapping[
     table: dict[str, Any] = {"class": pa.array([r.among for r in rows], pa.string())}
     table |= {key: pa.array([getattr(r, key) for r in rows], pa.string()) for key in ("figure", "other")}
     table |= {key: pa.array([getattr(r, key) for r in rows], pa.int64()) for key in ("pairs", "top")}
-    table |= {
-        key: pa.array([getattr(r, key) for r in rows], pa.float64(), from_pandas=True)
-        for key in ("spearman", "kendall", "overlap", "expected")
-    }
+    table |= {key: _real([getattr(r, key) for r in rows]) for key in ("spearman", "kendall", "overlap", "expected")}
     return table
 
 
