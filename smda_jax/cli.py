@@ -84,6 +84,7 @@ def _run(command: Any) -> None:
     # Programs are compiled once per machine; JAX reads this when it is first imported.
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "smda_jax" / "compiled"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no torch, which nothing here needs
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
     console = Console()
     if isinstance(command, Inspect):

@@ -20,7 +20,7 @@ from smda_jax.policy.interference import correlations, cosines, explains, landin
 from smda_jax.policy.pathways import pathways
 
 
-def test_agreement_is_within_class_too():
+def test_agreement_is_within_class_too(rng):
     label = ["a"] * 6 + ["b"] * 6
     score = np.array([*np.arange(6.0), *np.arange(100.0, 106.0)])
     by_label = np.array([0.0] * 6 + [1.0] * 6) + np.array([5, 4, 3, 2, 1, 0] * 2) / 10  # the label's order, reversed within
@@ -33,9 +33,15 @@ def test_agreement_is_within_class_too():
     assert (rows["a", "label"].overlap, rows["a", "label"].expected) == (0.0, 0.5)
     assert (rows["all", "label"].top, rows["all", "label"].overlap) == (3, 0.0)
     assert np.isnan(rows["all", "flat"].spearman)
+    # Equals share their places: of figures that know nothing of each other the overlap is what is expected.
+    few = np.repeat([0.0, 1.0, 2.0], 20)
+    drawn = [rank_agreement({"a": rng.permutation(few), "b": rng.permutation(few)}, [None] * 60)[0] for _ in range(200)]
+    assert np.mean([r.overlap for r in drawn]) == pytest.approx(drawn[0].expected, rel=0.1)
     missing = np.where(np.arange(12) < 3, np.nan, score)
     assert rank_agreement({"score": score, "other": missing}, label)[0].pairs == 9
     assert {r.among for r in rank_agreement({"score": score, "other": score**3}, ["a"] * 12)} == {"all"}
+    halves = {r.among for r in rank_agreement({"score": score, "other": score**3}, ["a", None] * 6)}
+    assert halves == {"all", "a", "unlabelled"}
 
 
 def test_a_gap_is_what_features_carry_and_what_the_policy_does_not_know(rng):
@@ -54,6 +60,15 @@ def test_a_gap_is_what_features_carry_and_what_the_policy_does_not_know(rng):
     assert found[0].refused == (Y > -1)[odd].mean()
     assert np.isnan(found[2].gap)
     assert not gaps(X, Y, W, Y > -1, [None] * 90, label)
+    # A few prompts say what they are, not how sure that is, and come last.
+    rare = gaps(X, Y, W, Y > -1, ["rare" if i in (0, 3) else c for i, c in enumerate(category)], label)
+    assert [(g.category, g.prompts) for g in rare] == [("odd", 28), ("plain", 30), ("rare", 2), ("calm", 30)]
+    assert np.isnan([rare[2].interval.low, rare[2].interval.high]).all()
+    # Of many prompts the resamples' means are drawn at once.
+    many = gaps(*(np.tile(v, r) for v, r in ((X, (20, 1)), (Y, 20))), W, np.tile(Y > -1, 20), category * 20, label * 20)
+    width = many[0].interval.high - many[0].interval.low
+    assert width[0] == pytest.approx(3.92 * Y[odd].std() / 600**0.5, rel=0.15)
+    assert width[1] == pytest.approx(3.92 * (Y - X @ W)[odd].std() / 600**0.5, rel=0.15)
 
 
 def test_pathways_that_undo_each_other():
@@ -71,6 +86,8 @@ def test_where_effects_fall(rng):
     got = landing(contribution, own)
     np.testing.assert_allclose(got[:2], [[0.375, 0.125, 0.5], [0.0, 0.0, 1.0]])
     assert np.isnan(got[2]).all()
+    np.testing.assert_allclose(landing(contribution, own, np.array([0, 2]))[0], [0.375, 0.5])
+    assert np.isnan(correlations(np.full((7, 2), [0.1, 0.3]))).all()
     off = np.array([0.1, 0.2, np.nan, 0.9, 0.9])
     assert far_off_target(off, ["a", "a", "a", "a", "b"], 0.6).tolist() == [False, False, False, True, False]
     columns = rng.normal(size=(40, 6))

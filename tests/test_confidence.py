@@ -11,7 +11,7 @@ from test_sweep import refit as least_squares
 
 from smda_jax.errors import InputError
 from smda_jax.policy.bootstrap import interval, refit, resamples, shifts
-from smda_jax.policy.curation import misaligned
+from smda_jax.policy.curation import can_be_flagged, misaligned
 from smda_jax.policy.ridge import Fit, ridge
 from smda_jax.runs.confidence import Resampled
 from smda_jax.runs.policies import Policy
@@ -67,6 +67,8 @@ def test_flags_are_of_the_pairs_on_the_other_classes_side():
     assert misaligned(np.stack([score, -score]), label).shape == (2, 7)
     assert misaligned(score, label, 0.0).tolist() == [False, False, True, False, False, True, False]
     assert not misaligned(score, ["harmful_refusal"] * 7).any()
+    assert can_be_flagged(label).tolist() == [True] * 6 + [False]
+    assert not can_be_flagged(["harmful_refusal"] * 7).any()
 
 
 def test_a_run_says_how_sure_it_is(files, tmp_path):
@@ -76,6 +78,9 @@ def test_a_run_says_how_sure_it_is(files, tmp_path):
     assert ((influence["sign_stability"] >= 0) & (influence["sign_stability"] <= 1)).all()
     assert ((pairs["flag_stability"] >= 0) & (pairs["flag_stability"] <= 1)).all()
     assert (pairs["score_low"] < pairs["score_high"]).all()
+    assert (pairs["mean_delta_y_low"] <= pairs["mean_delta_y"]).all()
+    assert (pairs["mean_delta_y_high"] >= pairs["mean_delta_y"]).all()
+    assert (pairs["flagged_delta_y"] == misaligned(pairs["mean_delta_y"], pairs["label"].tolist())).all()
     policy = json.loads((out / "policy.json").read_text())["metadata"]["bootstrap"]
     assert policy["resamples"] == 200
     assert len(policy["low"]) == len(IDS)

@@ -40,7 +40,7 @@ def alone(files, tmp_path_factory):
 
 @pytest.mark.parametrize(
     "options",
-    [["--engine=reverse", "--shard-params=2"], ["--engine=query"], ["--engine=forward", "--shard-params=4"]],
+    [["--engine=reverse", "--shard-params=2"], ["--engine=query"], ["--engine=forward", "--shard-params=8"]],
 )
 def test_eight_devices_give_the_result_of_one(files, tmp_path, alone, options):
     done = subprocess.run(command(files, tmp_path / "run", *options), capture_output=True, text=True, env=environment(8))

@@ -85,6 +85,17 @@ def test_what_the_page_holds_is_what_the_tables_say(hostile):
     )  # class by class
 
 
+def test_a_page_of_some_pairs_counts_them_all(hostile, monkeypatch):
+    whole = content(read_run(hostile))
+    monkeypatch.setattr("smda_jax.report.data.PAIRS", 2)
+    part = content(read_run(hostile))
+    assert len(part["pairs"]["pair_id"]) == len(part["contribution"]["x"]) == 2
+    assert part["totals"] == whole["totals"]
+    pairs = pq.read_table(hostile / "pairs.parquet").to_pydict()
+    assert part["totals"]["flagged"] == sum(pairs["flagged"])
+    assert sum(map(len, part["totals"]["scores"].values())) == len(pairs["score"])
+
+
 def test_figures_for_a_paper(hostile, tmp_path):
     main(["report", str(hostile), "--figures", str(tmp_path / "figures")])
     names = {path.name for path in (tmp_path / "figures").iterdir()}
@@ -145,16 +156,29 @@ def test_one_can_ask_for_a_pair_and_a_feature(opened):
     assert page.is_visible("dialog h3:has-text('Pairs that move it most')")
     page.keyboard.press("Escape")
     assert not page.is_visible("dialog")
-    page.fill("#pairs input[type=search]", "no such text")
-    assert page.query_selector_all("#pairs tbody tr") == []
-    page.fill("#pairs input[type=search]", "")
-    page.click("#pairs thead button:has-text('score')")
-    scores = [float(cell.inner_text()) for cell in page.query_selector_all("#pairs tbody tr td:nth-child(3)")]
+    page.click("#pairs thead button:text-is('score')")
+    scores = [float(cell.inner_text()) for cell in page.query_selector_all("#pairs tbody tr td:nth-child(5)")]
     assert scores == sorted(scores, reverse=True)
     with page.expect_download() as download:
         page.click("#pairs button:has-text('CSV')")
     text = Path(download.value.path()).read_text("utf-8-sig")
     assert text.splitlines()[0].startswith('"pair_id","label"')
+    assert "[object" not in text
+    # By keyboard: the row's Enter opens, and what one came from is a step back.
+    page.focus("#pairs tbody tr >> nth=1")
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(200)
+    first = page.inner_text("#dialog-title")
+    page.click("dialog tbody tr >> nth=0")
+    page.click("dialog button:has-text('Back')")
+    assert page.inner_text("#dialog-title") == first
+    page.keyboard.press("Escape")
+    # What is not shown is found all the same: an id, a response.
+    page.fill("#pairs input[type=search]", first.split()[1].rstrip(":"))
+    assert len(page.query_selector_all("#pairs tbody tr")) == 1
+    page.fill("#pairs input[type=search]", "no such text")
+    assert page.inner_text("#pairs tbody") == "Nothing matches."
+    page.fill("#pairs input[type=search]", "")
     page.click("#theme")
     page.select_option("#effects select", "x")
     assert page.evaluate("window.hacked") is None

@@ -105,7 +105,7 @@ def _factors_of(
     at_a_time: int,
     limit: int | None,
 ) -> tuple[Factors, PairStatistics]:
-    width = max(width, padded_length(max(len(t.ids) for t in tokens)))
+    width = width or padded_length(max(len(t.ids) for t in tokens))
     rows, limit = max(rows, len(tokens)), limit or programs.memory_limit()
     filled = [*tokens, *[tokens[-1]] * (rows - len(tokens))]
     positions = max(positions, *(len(scored_positions(t, scope)) for t in tokens))

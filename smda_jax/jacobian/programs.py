@@ -135,7 +135,8 @@ def _spread(program: Any, config: ModelConfig, axes: tuple[Any, ...], out: Any, 
 
     def own(*args: Any) -> Any:
         result = program.__wrapped__(config, *args, **static)
-        return jax.lax.psum(result, mesh.ROWS) if out == SUM else result
+        # Where every device holds the same rows there is nothing to add up (and XLA refuses to).
+        return jax.lax.psum(result, mesh.ROWS) if out == SUM and mesh.mesh().shape[mesh.ROWS] > 1 else result
 
     specs = jax.tree.map(mesh.spec, -1 if out == SUM else out)
     return jax.shard_map(

@@ -20,8 +20,8 @@ class Agreement(NamedTuple):
         spearman: rank correlation.
         kendall: tau-b.
         top: how many of the pairs that one puts first are compared.
-        overlap: share of those that the other puts there too; `expected` is that of figures that know nothing of each other.
-        expected: `top / pairs`.
+        overlap: share of those that the other puts there too; equals share their places.
+        expected: `top / pairs`, the overlap of figures that know nothing of each other.
     """
 
     among: str
@@ -43,9 +43,9 @@ def rank_agreement(
     A pair without one of the two (NaN) takes no part in their comparison.
     """
     classes = {"all": np.ones(len(label), bool)}
-    names = list(dict.fromkeys(x for x in label if x is not None))
+    names = list(dict.fromkeys(x or "unlabelled" for x in label))
     if len(names) > 1:
-        classes |= {name: np.array([x == name for x in label]) for name in names}
+        classes |= {name: np.array([(x or "unlabelled") == name for x in label]) for name in names}
     rows = []
     for among, own in classes.items():
         for (name, a), (other, b) in combinations(figures.items(), 2):
@@ -60,5 +60,11 @@ def _agree(a: np.ndarray, b: np.ndarray, top: int) -> tuple[int, float, float, i
         return n, np.nan, np.nan, 0, np.nan, np.nan
     rho, tau = float(spearmanr(a, b).statistic), float(kendalltau(a, b).statistic)  # type: ignore[union-attr]
     k = min(top, n // 2)
-    first, second = (set(np.argsort(-v, kind="stable")[:k].tolist()) for v in (a, b))
-    return n, rho, tau, k, len(first & second) / k, k / n
+    return n, rho, tau, k, float(_first(a, k) @ _first(b, k)) / k, k / n
+
+
+def _first(values: np.ndarray, k: int) -> np.ndarray:
+    """Who is among the first k: those that share the last place of them hold equal parts of what is left."""
+    last = np.sort(values)[-k]
+    above, at = values > last, values == last
+    return above + at * ((k - above.sum()) / at.sum())

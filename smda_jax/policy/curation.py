@@ -6,6 +6,12 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 
+def can_be_flagged(label: Sequence[str | None]) -> Bool[np.ndarray, " pair"]:
+    """Pairs about harmful or harmless prompts, if there are both."""
+    kinds = [np.array([str(x).startswith(f"{kind}_") for x in label]) for kind in ("harmful", "harmless")]
+    return (kinds[0] | kinds[1]) & kinds[0].any() & kinds[1].any()
+
+
 def misaligned(
     score: Float[np.ndarray, "*draw pair"], label: Sequence[str | None], quantile: float = 0.5
 ) -> Bool[np.ndarray, "*draw pair"]:

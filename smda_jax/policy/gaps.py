@@ -8,6 +8,9 @@ from jaxtyping import Bool, Float, Float64
 
 from smda_jax.policy.bootstrap import Interval, interval
 
+FEW = 10  # prompts: of fewer, resamples say too little
+MANY = 500  # prompts: of more, means of resamples are drawn from the normal distribution that they have
+
 
 class Gap(NamedTuple):
     """One category of prompts against the other prompts of its label. Figures in nats; of each a value and its interval.
@@ -23,7 +26,7 @@ class Gap(NamedTuple):
         residual: mean Y − XW: what the policy does not know of; negative where it promises more refusals than there are.
         gap: mean Y less that of the others; NaN without others.
         carried: what each feature carries of the predicted gap, `W[k] (mean X[k] − others' mean X[k])`.
-        interval: of (y, residual, gap).
+        interval: of (y, residual, gap); NaN where it rests on fewer than `FEW` prompts.
     """
 
     category: str
@@ -50,7 +53,7 @@ def gaps(
     resamples: int = 1000,
     seed: int = 0,
 ) -> list[Gap]:
-    """Every category, the least Y for its label first.
+    """Every category: the least Y for its label first, those of few prompts last.
 
     `gap = Σ_k carried[k] + (residual less the others' residual)`. Intervals (95 %) resample the prompts of the category and of
     the others, the policy as it is.
@@ -68,16 +71,20 @@ def gaps(
         y, residual = float(Y[own].mean()), float((Y - prediction)[own].mean())
         gap = y - float(Y[others].mean()) if others.any() else float("nan")
         carried = W * (X[own].mean(axis=0) - X[others].mean(axis=0)) if others.any() else np.full(len(W), np.nan)
+        drawn = drawn if own.sum() >= FEW else np.full_like(drawn, np.nan)
+        beside = beside if others.sum() >= FEW else np.full_like(beside, np.nan)
         between = interval(np.column_stack([drawn, drawn[:, 0] - beside]), np.array([y, residual, gap]))
         found.append(
             Gap(name, kind, int(own.sum()), int(others.sum()), float(refused[own].mean()), y, float(prediction[own].mean()),
                 residual, gap, carried, between)
         )  # fmt: skip
-    return sorted(found, key=lambda g: g.gap if np.isfinite(g.gap) else np.inf)
+    return sorted(found, key=lambda g: (not np.isfinite(g.interval.low[2]), g.gap if np.isfinite(g.gap) else np.inf))
 
 
 def _means(values: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
     """Means of each row of `values` in each resample of its columns → [resample, row]."""
     n = values.shape[1]
+    if n > MANY:
+        return rng.multivariate_normal(values.mean(axis=1), np.atleast_2d(np.cov(values, bias=True)) / n, size=resamples)
     weight = rng.multinomial(n, np.full(n, 1 / n), size=resamples)
     return weight @ values.T / n

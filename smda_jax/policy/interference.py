@@ -35,24 +35,29 @@ def separation_auc(suspicion: Float[np.ndarray, " pair"], planted: Bool[np.ndarr
 
 
 def landing(
-    contribution: Float[np.ndarray, "pair feature"], own: Bool[np.ndarray, "pair feature"]
-) -> Float64[np.ndarray, "own feature"]:
+    contribution: Float[np.ndarray, "pair feature"],
+    own: Bool[np.ndarray, "pair feature"],
+    among: Int[np.ndarray, " some"] | None = None,
+) -> Float64[np.ndarray, "own some"]:
     """Where the effect of pairs falls whose own prompt has a feature: mean share of Σ|contribution| on each feature.
 
-    A row adds up to one; NaN where no pair that moves anything has the feature.
+    A row adds up to one if all features are compared, rather than those `among` them; NaN where no pair that moves anything has
+    the feature.
     """
     size = np.abs(np.asarray(contribution, np.float64))
+    some = np.arange(size.shape[1]) if among is None else among
     moves = size.sum(axis=1) > 0
-    share = size[moves] / size[moves].sum(axis=1, keepdims=True)
+    share = size[moves][:, some] / size[moves].sum(axis=1, keepdims=True)
     with np.errstate(invalid="ignore"):
-        return own[moves].T.astype(np.float64) @ share / own[moves].sum(axis=0)[:, None]
+        return own[moves][:, some].T.astype(np.float64) @ share / own[moves][:, some].sum(axis=0)[:, None]
 
 
 def correlations(columns: Float[np.ndarray, "row feature"]) -> Float64[np.ndarray, "feature feature2"]:
     """Correlation of every two columns: of shifts ΔW over pairs (co-shifts), of activations over prompts; NaN if constant."""
     centred = np.asarray(columns, np.float64) - np.mean(columns, axis=0, dtype=np.float64)
     size = np.linalg.norm(centred, axis=0)
-    unit = centred / np.where(size > 0, size, np.nan)
+    # A constant column is constant up to the rounding of its mean.
+    unit = centred / np.where(size > 1e-12 * np.abs(columns).max(axis=0, initial=0) * len(centred), size, np.nan)
     return unit.T @ unit
 
 
@@ -96,9 +101,9 @@ def explains(
     a, b = (m[np.ix_(known, known)] for m in (geometry, of))
     # Ranks of the entries stay the same under an order of the features: they are taken once.
     ranks = np.zeros((n, n))
-    ranks[upper] = rankdata(a[upper])
+    ranks[upper] = rankdata(np.round(a[upper], 12))  # what is equal up to rounding is equal
     ranks = ranks + ranks.T
-    other = rankdata(b[upper])
+    other = rankdata(np.round(b[upper], 12))
     other = other - other.mean()
     size = np.linalg.norm(ranks[upper] - ranks[upper].mean()) * np.linalg.norm(other)
     if not size:

@@ -117,7 +117,7 @@ def content(run: Run, *, redact: bool = False) -> dict[str, Any]:
     record = run.record
     return {
         "name": run.path.name,
-        "pairs_in_run": record["pairs"], "prompts_in_run": record["prompts"], "classes": run.classes,
+        "totals": _totals(run), "pairs_in_run": record["pairs"], "prompts_in_run": record["prompts"], "classes": run.classes,
         "settings": record["config"], "versions": record["versions"], "device": record["device"],
         "engine": record.get("engine"),
         "timings": record.get("timings", {}), "summary": record["summary"], "conventions": record["conventions"],
@@ -135,9 +135,25 @@ def content(run: Run, *, redact: bool = False) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _totals(run: Run) -> dict[str, Any]:
+    """Counts and scores over all pairs of the run, whichever are shown."""
+    pairs = run.tables["pairs.parquet"]
+    counts = {name: sum(map(bool, pairs.get(name, ()))) for name in ("flagged", "flagged_delta_y", "unintended")}
+    for flag, stability in (("flagged", "flag_stability"), ("flagged_delta_y", "flag_delta_y_stability")):
+        both = zip(pairs[flag], pairs.get(stability, ()), strict=False)
+        counts[f"stable_{flag}"] = sum(bool(f) and s is not None and s >= 0.95 for f, s in both)
+    planted = [f for f, known in zip(pairs["flagged_delta_y"], pairs["planted"], strict=True) if known]
+    counts |= {"planted": len(planted), "planted_flagged": sum(planted)}
+    label = [x or "unlabelled" for x in pairs["label"]]
+    scores = {name: [_figure(s) for s, own in zip(pairs["score"], label, strict=True) if own == name] for name in run.classes}
+    return {**counts, "scores": scores, "sure": "flag_stability" in pairs}
+
+
 def _of_strongest(run: Run, table: Columns) -> Columns:
     """The rows of the features that a reader is likely to ask for."""
     share = np.nan_to_num(np.array(run.features().get("share", []), float))
+    if not len(share):
+        return {}  # there is no feature to ask for
     if len(share) <= FEATURES:
         return table
     ids = set(np.array(run.features()["feature_id"])[np.argsort(-share)[:FEATURES]].tolist())

@@ -1,6 +1,6 @@
 """The figures of the page for a paper: PNG and PDF, by matplotlib."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +59,7 @@ def _coefficients(run: Run) -> Figure | None:
     figure, axes = _figure(6.5, 0.9 + 0.2 * len(order))
     sides = None
     if "weight_low" in f:
-        sides = np.abs(np.stack([W - np.array(f["weight_low"]), np.array(f["weight_high"]) - W]))[:, order]
+        sides = np.maximum(np.stack([W - np.array(f["weight_low"]), np.array(f["weight_high"]) - W]), 0)[:, order]
     axes.barh(np.arange(len(order)), W[order], color=[PALETTE[0] if w > 0 else PALETTE[5] for w in W[order]])
     axes.errorbar(W[order], np.arange(len(order)), xerr=sides, fmt="none", ecolor="black", lw=0.8)
     axes.set_yticks(np.arange(len(order)), [_names(f)[k] for k in order], fontsize=7)
@@ -72,9 +72,11 @@ def _gaps(run: Run) -> Figure | None:
     rows = [i for i, gap in enumerate(g["gap"]) if gap is not None][:40]
     if not rows:
         return None
-    gap, low, high = (np.array([g[k][i] for i in rows]) for k in ("gap", "gap_low", "gap_high"))
+    gap, low, high = (np.array([g[k][i] for i in rows], float) for k in ("gap", "gap_low", "gap_high"))
     figure, axes = _figure(6.5, 0.9 + 0.28 * len(rows))
-    axes.errorbar(gap, np.arange(len(rows)), xerr=np.abs([gap - low, high - gap]), fmt="D", color="black", capsize=3)
+    axes.errorbar(
+        gap, np.arange(len(rows)), xerr=np.nan_to_num(np.maximum([gap - low, high - gap], 0)), fmt="D", color="black", capsize=3
+    )
     carried = {name: 0.0 for name in g["category"]}
     for name, value in zip(*(run.tables["gap_features.parquet"][k] for k in ("category", "carried")), strict=True):
         carried[name] += value or 0
@@ -89,12 +91,16 @@ def _gaps(run: Run) -> Figure | None:
     return figure
 
 
-def _heat(figure: Figure, axes: Axes, values: np.ndarray, quantile: float, title: str) -> None:
-    known = np.abs(values[np.isfinite(values)])
-    top = float(np.quantile(known, quantile)) if known.size else 1.0
-    image = axes.imshow(values, cmap="PuOr", vmin=-(top or 1), vmax=top or 1, aspect="auto", interpolation="nearest")
+def _heat(axes: Axes, values: np.ndarray, top: float, title: str, columns: Sequence[object]) -> None:
+    axes.imshow(values, cmap="PuOr", vmin=-top, vmax=top, aspect="auto", interpolation="nearest")
     axes.set_title(title, fontsize=9)
-    figure.colorbar(image, ax=axes, shrink=0.8)
+    if len(columns) <= 80:
+        axes.set_xticks(range(len(columns)), [str(c) for c in columns], rotation=90, fontsize=5)
+
+
+def _scale(values: np.ndarray, quantile: float) -> float:
+    known = np.abs(values[np.isfinite(values)])
+    return (float(np.quantile(known, quantile)) if known.size else 0.0) or 1.0
 
 
 def _effects(run: Run) -> Figure | None:
@@ -102,12 +108,18 @@ def _effects(run: Run) -> Figure | None:
         return None
     figure = Figure(figsize=(10, 5.5), layout="constrained")
     x, y = (run.contribution[k][np.ix_(run.pair_order, run.feature_order)] for k in ("x", "y"))
-    for axes, values, title in zip(
-        figure.subplots(1, 3, sharey=True), (x, y, x + y), ("through activations", "through probabilities", "both"), strict=True
-    ):
-        _heat(figure, axes, values, 0.98, title)
+    top, ids = _scale(x + y, 0.98), [run.features()["feature_id"][k] for k in run.feature_order]
+    label = [run.tables["pairs.parquet"]["label"][i] or "unlabelled" for i in run.shown[run.pair_order]]
+    starts = [i for i, name in enumerate(label) if not i or name != label[i - 1]]
+    titles = ("through activations", "through probabilities", "both")
+    for axes, values, title in zip(figure.subplots(1, 3, sharey=True), (x, y, x + y), titles, strict=True):
+        _heat(axes, values, top, title, ids)
         axes.set_xlabel("feature")
-    figure.axes[0].set_ylabel("pair, by class: " + ", ".join(map(_plain, run.classes)))
+        for start in starts[1:]:
+            axes.axhline(start - 0.5, color="black", lw=0.8)
+    middle = [(a + b) / 2 for a, b in zip(starts, [*starts[1:], len(label)], strict=True)]
+    figure.axes[0].set_yticks(middle, [_plain(label[i], 24) for i in starts], rotation=90, va="center", fontsize=8)
+    figure.colorbar(figure.axes[0].images[0], ax=figure.axes, shrink=0.7, label="W·ΔW")
     return figure
 
 
@@ -122,6 +134,7 @@ def _pathways(run: Run) -> Figure | None:
         axes.scatter(x[own], y[own], s=14, alpha=0.8, color=PALETTE[i % 6], marker=MARKERS[i % 6], label=_plain(name))
     axes.axline((0, 0), slope=-1, color="grey", lw=0.8, ls=":")
     axes.set_xlabel("score through feature activations")
+    axes.locator_params(axis="x", nbins=5)
     axes.set_ylabel("score through output probabilities")
     axes.legend(frameon=False, fontsize=8)
     return figure
@@ -134,10 +147,12 @@ def _interference(run: Run) -> Figure | None:
     n = len(set(table["feature_id"]))
     figure = Figure(figsize=(9, 4), layout="constrained")
     for axes, key in zip(figure.subplots(1, 2), ("co_shift", "encoder_cosine"), strict=True):
-        values = np.array(table[key], float).reshape(n, n)
+        values, ids = np.array(table[key], float).reshape(n, n), np.array(table["other_id"][:n])
         if n == len(run.feature_order):
-            values = values[np.ix_(run.feature_order, run.feature_order)]
-        _heat(figure, axes, np.where(np.eye(n, dtype=bool), np.nan, values), 1.0, key.replace("_", " "))
+            values, ids = values[np.ix_(run.feature_order, run.feature_order)], ids[run.feature_order]
+        _heat(axes, np.where(np.eye(n, dtype=bool), np.nan, values), 1.0, key.replace("_", " "), ids.tolist())
+        axes.set_xlabel("feature")
+    figure.colorbar(figure.axes[0].images[0], ax=figure.axes, shrink=0.8)
     return figure
 
 

@@ -21,9 +21,11 @@ const rowsOf = (table) => {
 };
 const known = (v) => v !== null && v !== undefined;
 const number = (v, digits = 3) => (!known(v) ? "–" : Number(v) === 0 ? "0"
-  : Math.abs(v) >= 1e-3 && Math.abs(v) < 1e5 ? String(Number(Number(v).toPrecision(digits))) : Number(v).toExponential(digits - 1));
+  : Math.abs(v) >= 1e-2 && Math.abs(v) < 1e4 ? Number(v).toPrecision(digits) : Number(v).toExponential(digits - 1));
 const signed = (v, digits) => (known(v) && v > 0 ? "+" : "") + number(v, digits);
 const percent = (v) => (known(v) ? `${Math.round(100 * v)} %` : "–");
+const words = (name) => ({ mean_delta_y: "mean ΔY", r2_delta_y: "ΔY", r2_delta_x: "ΔX", r2_delta_w: "ΔW", r2_score: "score" }[name] ?? name.replaceAll("_", " "));
+const several = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
 const clean = (v) => String(v).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 const short = (v, n = 70) => (v === null ? "" : v.length > n ? v.slice(0, n - 1) + "…" : v);
 const median = (v) => { const s = [...v].sort((a, b) => a - b), h = s.length >> 1; return s.length % 2 ? s[h] : (s[h - 1] + s[h]) / 2; };
@@ -82,7 +84,7 @@ function choose(parent, label, options, change) {
   parent.append(el("label", { class: "row" }, `${label} `, select));
 }
 function download(name, rows) {
-  const keys = rows.length ? Object.keys(rows[0]) : [];
+  const keys = rows.length ? Object.keys(rows[0]).filter((k) => rows.every((r) => r[k] === null || typeof r[k] !== "object" || Array.isArray(r[k]))) : [];
   // A spreadsheet would run a text that begins like a formula.
   const cell = (v) => { const t = typeof v === "string" && /^[=+\-@\t\r]/.test(v) ? `'${v}` : Array.isArray(v) ? v.join(" ") : v ?? "";
     return `"${String(t).replaceAll('"', '""')}"`; };
@@ -93,11 +95,11 @@ function download(name, rows) {
 }
 // columns: [key, title, how to show it (number unless text), whether it may wrap]
 function table(parent, name, rows, columns, open, step = 40) {
-  let order = null, up = false, words = "", limit = step;
+  let order = null, up = false, asked = "", limit = step;
   const body = el("tbody"), count = el("span", { class: "note" }), head = el("tr");
   const more = el("button", { onclick: () => { limit += 5 * step; fill(); } }, "More");
   const search = el("input", { type: "search", placeholder: "Search", "aria-label": `Search ${name}`,
-    oninput: (e) => { words = e.target.value.toLowerCase(); limit = step; fill(); } });
+    oninput: (e) => { asked = e.target.value.toLowerCase(); limit = step; fill(); } });
   for (const [key, title, show] of columns) {
     const th = el("th", { scope: "col", class: show ? "n" : null });
     th.append(el("button", { title: (D.columns[`${name}.parquet`] ?? {})[key], onclick: () => {
@@ -109,7 +111,7 @@ function table(parent, name, rows, columns, open, step = 40) {
     head.append(th);
   }
   function chosen() {
-    let some = rows.filter((r) => !words || columns.some(([key, , show]) => !show && String(r[key] ?? "").toLowerCase().includes(words)));
+    let some = rows.filter((r) => !asked || Object.values(r).some((v) => (typeof v === "string" || typeof v === "number" || Array.isArray(v)) && String(v).toLowerCase().includes(asked)));
     if (order) {
       const compare = (a, b) => (typeof a === "string" ? a.localeCompare(b) : a - b);
       some = [...some].sort((a, b) => (!known(a[order]) ? 1 : !known(b[order]) ? -1 : (up ? 1 : -1) * compare(a[order], b[order])));
@@ -120,12 +122,13 @@ function table(parent, name, rows, columns, open, step = 40) {
     const some = chosen();
     body.replaceChildren(...some.slice(0, limit).map((r) => {
       const tr = el("tr", open ? { class: "open", tabindex: "0", onclick: () => open(r),
-        onkeydown: (e) => { if (e.key === "Enter") open(r); } } : {});
+        onkeydown: (e) => { if (e.key === "Enter") { e.preventDefault(); open(r); } } } : {});
       for (const [key, , show, wide] of columns) {
         tr.append(el("td", { class: show ? "n" : wide ? "wide" : null }, show ? show(r[key]) : String(r[key] ?? "–")));
       }
       return tr;
     }));
+    if (!some.length) body.append(el("tr", {}, el("td", { colspan: columns.length }, "Nothing matches.")));
     count.textContent = some.length > limit ? `${limit} of ${some.length}` : `${some.length}`;
     more.hidden = some.length <= limit;
   }
@@ -137,12 +140,16 @@ function table(parent, name, rows, columns, open, step = 40) {
 }
 
 // --- drill-down ---------------------------------------------------------------------------------------------------------------
-let shownIn = [];
-function show(title, ...parts) {
+let shownIn = [], visited = [];
+dialog.addEventListener("close", () => { visited = []; });
+function show(again, title, ...parts) {
+  visited.push(again);
   for (const node of shownIn) { figures.delete(node); Plotly.purge(node); }
   const inside = el("div");
   dialog.replaceChildren(
-    el("div", { class: "row" }, el("h3", { id: "dialog-title", style: "flex:1" }, title), el("button", { onclick: () => dialog.close() }, "Close")),
+    el("div", { class: "row" }, el("h3", { id: "dialog-title", style: "flex:1" }, title),
+      visited.length > 1 ? el("button", { onclick: () => { visited.pop(); visited.pop()(); } }, "Back") : null,
+      el("button", { onclick: () => dialog.close() }, "Close")),
     inside);
   if (!dialog.open) dialog.showModal();
   dialog.scrollTop = 0;
@@ -155,11 +162,13 @@ const facts = (list) => el("p", {}, list.filter(Boolean).join(" · "));
 const quote = (text) => el("blockquote", {}, text ?? "(the text was left out)");
 function showPair(p) {
   const i = PAIRS.indexOf(p);
-  show(`Pair ${pairName(p)}: ${classOf(p)}`,
+  show(() => showPair(p), `Pair ${pairName(p)}: ${classOf(p)}`,
     facts([`score ${signed(p.score)}${known(p.score_low) ? ` (${signed(p.score_low)} … ${signed(p.score_high)})` : ""}`,
       known(p.mean_delta_y) && `mean ΔY ${signed(p.mean_delta_y)} nats`, `loss ${number(p.loss)}`,
       known(p.off_target_share) && `off target ${percent(p.off_target_share)}`, known(p.through_x) && `through X ${percent(p.through_x)}`,
-      p.flagged && `flagged${known(p.flag_stability) ? ` in ${percent(p.flag_stability)} of resamples` : ""}`, p.planted && "planted"]),
+      p.flagged && `flagged by score${known(p.flag_stability) ? ` (stable ${percent(p.flag_stability)})` : ""}`,
+      p.flagged_delta_y && `flagged by mean ΔY${known(p.flag_delta_y_stability) ? ` (stable ${percent(p.flag_delta_y_stability)})` : ""}`,
+      p.category && `category ${p.category}`, p.planted && "planted"]),
     el("h3", {}, "Prompt"), quote(p.prompt), el("h3", {}, "Response"), quote(p.response),
     el("h3", {}, "Features active on its own prompt"),
     el("p", {}, ...(p.own_features.length ? p.own_features.map((id) => el("button", { onclick: () => showFeature(id) }, featureName(id))) : ["none of those chosen"])),
@@ -186,7 +195,7 @@ function showFeature(id) {
   const candidates = rowsOf(D.candidates).filter((c) => c.feature_id === id);
   const movers = PAIRS.map((p, i) => ({ ...p, row: p, moved: total[i][k], delta_w: D.delta_w.value[i][k] }))
     .sort((a, b) => Math.abs(b.moved) - Math.abs(a.moved));
-  show(`Feature ${id}${f.label ? `: ${f.label}` : ""}`,
+  show(() => showFeature(id), `Feature ${id}${f.label ? `: ${f.label}` : ""}`,
     facts([`W ${signed(f.weight)}${known(f.weight_low) ? ` (${signed(f.weight_low)} … ${signed(f.weight_high)}, sign stable in ${percent(f.sign_stability)})` : ""}`,
       `active on ${percent(f.active_share)} of the prompts`, `${percent(f.share)} of all shifts`, `through X ${percent(f.through_x)}`,
       `dominant in ${f.dominant_pairs} pairs`]),
@@ -207,28 +216,36 @@ function showFeature(id) {
 function overview() {
   const s = D.summary, fit = s.fits.all, test = fit.test ?? fit.train, where = fit.test ? "held-out prompts" : "the prompts it was fitted to";
   const node = el("section", { id: "finding" });
-  const gap = GAPS.find((g) => known(g.gap)), flagged = PAIRS.filter((p) => p.flagged), safe = flagged.filter((p) => p.flag_stability >= 0.95);
-  const unintended = PAIRS.filter((p) => p.unintended), says = [];
+  const sure = GAPS.filter((g) => known(g.gap_low)), harmful = sure.filter((g) => g.label === "harmful");
+  const gap = (harmful.length ? harmful : sure)[0], t = D.totals, says = [];
+  const against = rowsOf(D.agreement).find((r) => r.class === "all" && r.figure === "score" && r.other === "mean_delta_y");
+  const turned = Boolean(against && against.spearman < -0.3), held = Boolean(fit.test);
   says.push(`A policy of ${s.features} features predicts the behaviour with R² ${number(test.r2, 2)} on ${test.prompts} ${where} `
     + `(0 is the mean), and refusals with accuracy ${number(test.accuracy, 2)} (always the commoner answer: ${number(test.majority, 2)}).`);
   if (FEATURES.length && known(FEATURES[0].sign_stability)) {
-    const sure = FEATURES.filter((f) => f.sign_stability >= 0.95).length;
-    says.push(`${sure} of ${FEATURES.length} coefficients keep their sign in at least 95 % of the resamples.`);
+    const steady = FEATURES.filter((f) => f.sign_stability >= 0.95).length;
+    says.push(`${steady} of ${FEATURES.length} coefficients keep their sign in at least 95 % of the resamples.`);
   }
   if (gap) {
     const carry = rowsOf(D.gap_features).filter((g) => g.category === gap.category).sort((a, b) => a.carried - b.carried).slice(0, 2);
     says.push(`The strongest gap is ${gap.category}: mean Y ${number(gap.y)} nats, ${number(gap.gap)} from the other ${gap.label ?? ""} prompts `
-      + `(95 %: ${number(gap.gap_low)} … ${number(gap.gap_high)}); ${percent(gap.refused)} are refused. The policy sees ${number(gap.prediction)}, `
-      + `mostly through ${carry.map((g) => `${featureName(g.feature_id)} (${signed(g.carried)})`).join(" and ")}.`);
-  }
-  if (total) says.push(`${unintended.length} of ${PAIRS.length} pairs act mostly off target: their dominant feature is not active on their own prompt.`);
-  says.push(`${flagged.length} pairs score on the other class's side of its median`
-    + (flagged.length && known(flagged[0].flag_stability) ? `; ${safe.length} of these flags hold in at least 95 % of the resamples.` : "."));
-  const against = rowsOf(D.agreement).find((r) => r.class === "all" && r.figure === "score" && r.other === "mean_delta_y");
-  if (against && against.spearman < -0.3) says.push(`Here the score runs against mean ΔY (ρ ${number(against.spearman, 2)}): steps that make the behaviour `
-    + "likelier move the policy against itself, so flags by score point the other way round. Mean ΔY says what a step does to the behaviour.");
+      + `(95 %: ${number(gap.gap_low)} … ${number(gap.gap_high)}); ${percent(gap.refused)} are refused. The policy predicts ${number(gap.prediction)} there; `
+      + `${carry.map((g) => `${featureName(g.feature_id)} (${signed(g.carried)})`).join(" and ")} carry most of its part of the gap.`);
+  } else if (GAPS.length) says.push("No category has ten prompts, and ten others of its label beside it: nothing is said of gaps.");
+  const over = sure.filter((g) => g.label === "harmless").sort((a, b) => b.gap - a.gap)[0];
+  if (harmful.length && over && over.refused > 0) says.push(`Among harmless prompts, ${over.category} is refused most for its label: ${percent(over.refused)} (gap ${signed(over.gap)} nats).`);
+  if (test.prompts < 20) says.push(`Only ${several(test.prompts, "prompt")} ${held ? "were held out" : "were read"}: figures of the fit say little.`);
+  if (total) says.push(`${t.unintended} of ${several(D.pairs_in_run, "pair")} act mostly off target: their dominant feature is not active on their own prompt.`);
+  const holds = (n) => (t.sure ? `, ${n} of them in at least 95 % of the resamples` : "");
+  const few = Object.values(t.scores).some((s) => s.length < 5) ? " A class has fewer than five pairs: flags against its median say little." : "";
+  says.push(`${several(t.flagged_delta_y, "pair")} move the behaviour as the other class does (mean ΔY on the far side of its median)${holds(t.stable_flagged_delta_y)}`
+    + `${t.planted ? `; ${t.planted_flagged} of the ${t.planted} planted pairs are among them` : ""}.${few}`);
+  says.push(turned
+    ? `The paper's flags, by score, cannot be read as misaligned here: the score runs against mean ΔY (ρ ${number(against.spearman, 2)}), since Y is below zero and the policy has no `
+      + `intercept, so that steps which make the behaviour likelier move the policy against itself. By score, ${t.flagged} would be flagged.`
+    : `By score, as in the paper, ${several(t.flagged, "pair")} are flagged${holds(t.stable_flagged)}.`);
   for (const [name, a] of Object.entries(s.planted_pairs_auc ?? {})) {
-    says.push(`Planted pairs among ${name}: AUC ${Object.entries(a).map(([k, v]) => `${k.replaceAll("_", " ")} ${number(v, 2)}`).join(", ")} `
+    says.push(`Planted pairs among ${name}: AUC ${Object.entries(a).map(([k, v]) => `${words(k)} ${number(v, 2)}`).join(", ")} `
       + "(oriented as the paper flags; near 0 separates as well as near 1, the other way round).");
   }
   const verified = rowsOf(D.verify).filter((v) => v.figure === "score");
@@ -238,10 +255,10 @@ function overview() {
       : "First order does not hold for the score at any learning rate that was verified.");
   } else if (s.first_order && Object.keys(s.first_order).length) {
     says.push(`First order against ${s.first_order.pairs} true steps: R² ${Object.entries(s.first_order).filter(([k]) => k !== "pairs")
-      .map(([k, v]) => `${number(v, 6)} (${k.replace("r2_", "").replaceAll("_", " ")})`).join(", ")}.`);
+      .map(([k, v]) => `${number(v, 6)} (${words(k)})`).join(", ")}.`);
   } else says.push("Whether first order holds was not checked: smda-jax verify RUN does.");
-  const boxes = [[number(test.r2, 2), "R², held out"], [gap ? number(gap.gap) : "–", gap ? `nats: gap of ${gap.category}` : "no categories"],
-    [total ? `${unintended.length} / ${PAIRS.length}` : "–", "pairs act off target"], [String(flagged.length), "pairs flagged"],
+  const boxes = [[number(test.r2, 2), held ? "R², held out" : "R², where it was fitted"], [gap ? number(gap.gap) : "–", gap ? `nats: gap of ${gap.category}` : "no gap with enough prompts"],
+    [total ? `${t.unintended} / ${D.pairs_in_run}` : "–", "pairs act off target"], [String(t.flagged_delta_y), "pairs flagged by mean ΔY"],
     [`${D.pairs_in_run} × ${D.prompts_in_run}`, "pairs × prompts"]];
   node.append(
     el("div", { class: "figures" }, ...boxes.map(([value, text]) => el("div", {}, el("b", {}, value), el("span", {}, text)))),
@@ -302,12 +319,13 @@ function heatmaps() {
   const again = figure(node, "effects", (at) => {
     const rows = D.pair_order, columns = D.feature_order, z = rows.map((i) => columns.map((k) => values[what][i][k]));
     const all = z.flat().map(Math.abs).sort((a, b) => a - b), top = all[Math.floor(0.98 * (all.length - 1))] || 1;
+    const starts = rows.map((i, r) => r).filter((r) => !r || classOf(PAIRS[rows[r]]) !== classOf(PAIRS[rows[r - 1]]));
     const edges = rows.map((i, r) => r).filter((r) => r && classOf(PAIRS[rows[r]]) !== classOf(PAIRS[rows[r - 1]]));
     plot(at, [{ type: "heatmap", z, colorscale: DIVERGING, zmid: 0, zmin: -top, zmax: top, colorbar: { title: { text: "W·ΔW" }, thickness: 12 },
       customdata: rows.map((i) => columns.map((k) => `${pairName(PAIRS[i])} ${clean(classOf(PAIRS[i]))}<br>${clean(short(featureName(FEATURES[k].feature_id), 50))}`)),
       hovertemplate: "%{customdata}<br>%{z:.3g}<extra></extra>" }],
       { xaxis: { title: { text: "feature" }, tickvals: columns.map((_, c) => c), ticktext: columns.map((k) => String(FEATURES[k].feature_id)), tickangle: -60, showticklabels: columns.length <= 80, showgrid: false },
-        yaxis: { title: { text: CLASSES.map(clean).join(" | ") }, showticklabels: false, autorange: "reversed", showgrid: false },
+        yaxis: { tickvals: starts.map((r, j) => (r + (starts[j + 1] ?? rows.length)) / 2), ticktext: starts.map((r) => clean(short(classOf(PAIRS[rows[r]]), 22))), autorange: "reversed", showgrid: false },
         shapes: edges.map((r) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: r - 0.5, y1: r - 0.5, line: { color: style().ink, width: 1.5 } })) });
     at.on("plotly_click", (e) => showPair(PAIRS[rows[Math.round(e.points[0].y)]]));
   }, 620);
@@ -357,27 +375,26 @@ function interference() {
     ["landing", "landing", percent], ["encoder_cosine", "encoder cosine", signed], ["activation_correlation", "activations", signed]], (r) => showFeature(r.feature_id), 15);
 }
 function pairs() {
-  const node = section("pairs", "Pairs", "Scores by class with their medians. A pair is flagged where it scores on the other class's side of that class's median; how many of the resamples agree says which flags are safe.");
+  const node = section("pairs", "Pairs", "Scores by class with their medians. The paper flags a pair that scores on the other class's side of that class's median (×); ΔY flags apply the rule to mean ΔY, whatever the sign of the score. Stable: how many of the resamples agree.");
   figure(node, "scores", (at) => {
     const s = style();
     const flags = CLASSES.map((name) => [name, PAIRS.filter((p) => classOf(p) === name && p.flagged)]).filter(([, own]) => own.length);
-    plot(at, CLASSES.map((name) => ({ type: "histogram", name: clean(name), x: PAIRS.filter((p) => classOf(p) === name).map((p) => p.score), opacity: 0.6, nbinsx: 50, marker: { color: colour(name) } }))
+    plot(at, CLASSES.map((name) => ({ type: "histogram", name: clean(name), x: D.totals.scores[name], opacity: 0.6, nbinsx: 50, marker: { color: colour(name) } }))
       .concat(flags.map(([name, own]) => ({ type: "scatter", mode: "markers", name: `${clean(name)}: flagged`, yaxis: "y2", x: own.map((p) => p.score), y: own.map((p) => p.flag_stability ?? 1), text: own.map(pairName),
         hovertemplate: "%{text}: score %{x:.3g}, stable in %{y:.0%}<extra></extra>", marker: { color: colour(name), symbol: "x", size: 7, line: { color: s.ink, width: 0.5 } } }))),
       { barmode: "overlay", xaxis: { title: { text: "score" } }, yaxis: { title: { text: "pairs" } },
         ...(flags.length ? { yaxis2: { overlaying: "y", side: "right", range: [0, 1.05], tickvals: [0, 0.5, 0.95, 1], tickformat: ".0%", title: { text: "flag stability (×)" }, showgrid: false } } : {}),
-        shapes: CLASSES.map((name) => { const m = median(PAIRS.filter((p) => classOf(p) === name).map((p) => p.score)); return { type: "line", x0: m, x1: m, yref: "paper", y0: 0, y1: 1, line: { color: colour(name), width: 2, dash: "dash" } }; }) });
+        shapes: CLASSES.map((name) => { const m = median(D.totals.scores[name]); return { type: "line", x0: m, x1: m, yref: "paper", y0: 0, y1: 1, line: { color: colour(name), width: 2, dash: "dash" } }; }) });
     at.on("plotly_click", (e) => { const own = flags[e.points[0].curveNumber - CLASSES.length]; if (own) showPair(own[1][e.points[0].pointNumber]); });
   });
-  const shown = PAIRS.map((p) => ({ ...p, pair: p, flag: p.flagged ? "flagged" : "", dominant: known(p.dominant_feature) ? featureName(p.dominant_feature) : "–" }));
-  table(node, "pairs", shown, [["pair_id", "pair"], ["label", "class"], ["score", "score", signed], ["score_low", "low", signed], ["score_high", "high", signed], ["mean_delta_y", "mean ΔY", signed],
-    ["dominant", "dominant feature"], ["off_target_share", "off target", percent], ["through_x", "through X", percent], ["cancellation", "cancelled", percent], ["flag", "flag"], ["flag_stability", "stable", percent],
-    ["prompt", "prompt", null, true]].map((c) => (c[0] === "pair_id" ? ["pair_id", "pair", (v) => v.slice(0, 8)] : c)), (r) => showPair(r.pair));
+  const shown = PAIRS.map((p) => ({ ...p, pair: p, flag: [p.flagged ? "score" : "", p.flagged_delta_y ? "ΔY" : ""].filter(Boolean).join(", "), dominant: known(p.dominant_feature) ? featureName(p.dominant_feature) : "–" }));
+  table(node, "pairs", shown, [["pair_id", "pair"], ["label", "class"], ["prompt", "prompt", null, true], ["flag", "flags"], ["score", "score", signed], ["mean_delta_y", "mean ΔY", signed],
+    ["flag_delta_y_stability", "ΔY flag stable", percent], ["flag_stability", "score flag stable", percent], ["score_low", "low", signed], ["score_high", "high", signed], ["dominant", "dominant feature", null, true], ["off_target_share", "off target", percent], ["through_x", "through X", percent], ["cancellation", "cancelled", percent], ["category", "category"]].map((c) => (c[0] === "pair_id" ? ["pair_id", "pair", (v) => v.slice(0, 8)] : c)), (r) => showPair(r.pair));
 }
 function agreement() {
   const rows = rowsOf(D.agreement);
   if (!rows.length) return;
-  const node = section("agreement", "Baselines", "Do simpler figures order the pairs alike? The label alone may explain an agreement over all pairs: look within a class.");
+  const node = section("agreement", "Baselines", "Do simpler figures order the pairs alike? The label alone may explain an agreement over all pairs: look within a class. To first order the gradient dot is mean ΔY over η, so these two always agree.");
   let among = "all", what = "spearman";
   const names = [...new Set(rows.flatMap((r) => [r.figure, r.other]))], tools = el("div", { class: "row" });
   choose(tools, "Pairs", [...new Set(rows.map((r) => r.class))].map((c) => [c, c]), (v) => { among = v; again(); });
@@ -386,8 +403,8 @@ function agreement() {
   const again = figure(node, "agreement", (at) => {
     const of = new Map(rows.filter((r) => r.class === among).map((r) => [`${r.figure} ${r.other}`, r[what]]));
     const z = names.map((a) => names.map((b) => (a === b ? 1 : of.get(`${a} ${b}`) ?? of.get(`${b} ${a}`) ?? null)));
-    const words = names.map((x) => x.replaceAll("_", " "));
-    plot(at, [{ type: "heatmap", z, x: words, y: words, colorscale: DIVERGING, zmin: -1, zmax: 1, zmid: 0, texttemplate: "%{z:.2f}", colorbar: { thickness: 12 }, hovertemplate: "%{y} and %{x}: %{z:.3f}<extra></extra>" }],
+    const titles = names.map(words);
+    plot(at, [{ type: "heatmap", z, x: titles, y: titles, colorscale: DIVERGING, zmin: -1, zmax: 1, zmid: 0, texttemplate: "%{z:.2f}", colorbar: { thickness: 12 }, hovertemplate: "%{y} and %{x}: %{z:.3f}<extra></extra>" }],
       { yaxis: { autorange: "reversed", showgrid: false }, xaxis: { tickangle: -30, showgrid: false } });
   }, 460);
   table(node, "agreement", rows, [["class", "class"], ["figure", "figure"], ["other", "other"], ["pairs", "pairs", String], ["spearman", "ρ", signed], ["kendall", "τ", signed], ["overlap", "overlap", percent], ["expected", "by chance", percent]], null, 15);
@@ -428,11 +445,14 @@ function rest() {
 const button = document.getElementById("theme");
 function theme(name) {
   document.documentElement.dataset.theme = name;
+  try { localStorage.setItem("smda-theme", name); } catch { /* a file may have no storage */ }
   button.textContent = name === "dark" ? "Light" : "Dark";
   for (const f of figures.values()) if (f.drawn) f.draw();
 }
 button.addEventListener("click", () => theme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"));
-theme(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+let chosenTheme = null;
+try { chosenTheme = localStorage.getItem("smda-theme"); } catch { /* a file may have no storage */ }
+theme(chosenTheme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light"));
 dialog.addEventListener("click", (e) => { if (e.target === dialog) dialog.close(); });
 // The figures' library is large: the first screen stands before it is read.
 requestAnimationFrame(() => setTimeout(() => {

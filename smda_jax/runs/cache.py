@@ -42,6 +42,8 @@ def read_cache(path: Path) -> Cache:
         InputError: it is no run, is not complete, or kept too little.
     """
     record = path / "run.json"
+    if not record.is_file():
+        raise InputError(path, "is not a run folder", "give the folder that attribute wrote")
     config = Attribute(**from_run(record))
     raw = json.loads(record.read_text())
     if raw.get("status") != "complete":

@@ -19,11 +19,14 @@ COLUMNS: dict[str, dict[str, str]] = {
         "score_low": _INTERVAL,
         "score_high": _INTERVAL,
         "score_sign_stability": _STABILITY,
-        "mean_delta_y": "mean ΔY over the evaluation prompts, nats; positive: the behaviour becomes likelier",
+        "mean_delta_y": "mean ΔY over the evaluation prompts, nats; positive: the behaviour becomes likelier. Empty "
+        "where only scores were kept",
+        "mean_delta_y_low": _INTERVAL,
+        "mean_delta_y_high": _INTERVAL,
         "loss": "mean cross-entropy of the scored tokens, nats per token",
         "gradient_norm": "length of the loss gradient over all parameters; empty where scores are read along the query",
-        "gradient_dot": "product of the loss gradient with that of −mean Y; positive: a step makes the behaviour likelier. "
-        "Empty for steps that are not along the gradient",
+        "gradient_dot": "product of the loss gradient with that of −mean Y, which is mean_delta_y / η. "
+        "Empty for steps that are not along the gradient, for true steps, and where only scores were kept",
         "gradient_cosine": "its cosine",
         "repsim": "mean cosine of the residual stream of the pair's own prompt (SAE's site, end of turn) with those of the "
         "evaluation prompts that are refused; with all of them if none is",
@@ -36,7 +39,10 @@ COLUMNS: dict[str, dict[str, str]] = {
         "each other",
         "unintended": "the dominant feature is not active on the pair's own prompt",
         "flagged": "scores on the other class's side of its median (arXiv 2606.29171)",
-        "flag_stability": "share of resamples that flag it alike; a flag is safe near 1",
+        "flag_stability": "share of resamples that flag it alike; a flag is safe near 1. Empty for other labels",
+        "flagged_delta_y": "the same rule on mean_delta_y: raises the behaviour less than half of the harmless pairs, or, "
+        "about a harmless prompt, more than half of the harmful ones, whatever the sign of the score",
+        "flag_delta_y_stability": "share of resamples that flag it alike by mean_delta_y",
         "flagged_quartile": "the same, of the other class's outer quarter",
         "flagged_off_target": "off-target share above 90 % of its class",
         "truncated": "cut at --max-length",
@@ -98,7 +104,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "prediction": "mean XW, nats",
         "residual": "mean Y − XW, nats; negative: refused less than the policy says",
         "gap": "mean Y less that of the others, nats; negative: the behaviour passes it over. Empty without others",
-        "y_low": "95 % interval over resamples of the prompts of the category and of the others",
+        "y_low": "95 % interval over resamples of the prompts of the category and of the others; empty for fewer than 10",
         "y_high": "same",
         "residual_low": "same",
         "residual_high": "same",
@@ -114,7 +120,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "feature_id": "of the SAE",
         "other_id": "of the SAE",
         "landing": "of pairs whose own prompt has the first feature: mean share of Σ|W ΔW| that falls on the other; a row adds "
-        "up to 1",
+        "up to 1 (over at most 300 features, those that shift most, less)",
         "co_shift": "correlation over pairs of ΔW of the two; empty if one never shifts",
         "encoder_cosine": "of the two encoder directions",
         "activation_correlation": "of the two activations over the evaluation prompts; empty if one is constant",

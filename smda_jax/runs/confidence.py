@@ -6,7 +6,7 @@ import numpy as np
 
 from smda_jax.errors import InputError
 from smda_jax.policy.bootstrap import Interval, Refits, interval, refit, resamples, shifts
-from smda_jax.policy.curation import misaligned
+from smda_jax.policy.curation import can_be_flagged, misaligned
 from smda_jax.runs.policies import Policy
 
 
@@ -19,12 +19,16 @@ class Confidence:
         delta_w: of every pair's shift.
         score: of every pair's score.
         scores: the scores themselves [resample, pair].
+        mean_dy: of every pair's mean ΔY.
+        mean_dys: the means themselves [resample, pair].
     """
 
     coefficients: Interval
     delta_w: Interval
     score: Interval
     scores: np.ndarray
+    mean_dy: Interval
+    mean_dys: np.ndarray
 
     def classes(self, labels: list[str | None], score: np.ndarray, seed: int) -> dict[str, Interval]:
         """Of every class's median score (arrays of one); a resample draws the class's pairs too."""
@@ -36,9 +40,10 @@ class Confidence:
             out[name or "unlabelled"] = interval(draws, np.median(score[own], keepdims=True))
         return out
 
-    def flag_stability(self, labels: list[str | None], flagged: np.ndarray) -> np.ndarray:
-        """In how many of the resamples a pair is flagged as it is in all prompts, or not."""
-        return (misaligned(self.scores, labels) == flagged[None]).mean(axis=0)
+    @staticmethod
+    def flag_stability(draws: np.ndarray, labels: list[str | None], flagged: np.ndarray) -> np.ndarray:
+        """In how many of the resamples a pair is flagged as it is in all prompts, or not; NaN where it never can be."""
+        return np.where(can_be_flagged(labels), (misaligned(draws, labels) == flagged[None]).mean(axis=0), np.nan)
 
 
 @dataclass
@@ -52,6 +57,7 @@ class Resampled:
     high: list[np.ndarray]
     stability: list[np.ndarray]
     scores: list[np.ndarray]
+    mean_dys: list[np.ndarray]
     rows: list[int]
 
     @classmethod
@@ -67,7 +73,7 @@ class Resampled:
         if singular:
             why = f"XᵀX + {policy.alpha:g}·I cannot be factored in {singular} of {count} resamples"
             raise InputError("bootstrap", why, "a larger --alpha, or --bootstrap 0")
-        return cls(X[own], policy, refits, [], [], [], [], [])
+        return cls(X[own], policy, refits, [], [], [], [], [], [])
 
     def add(self, delta_x: np.ndarray, delta_y: np.ndarray, delta_w: np.ndarray, at: np.ndarray) -> None:
         """A block of pairs, whose rows are `at`, and their shifts in all prompts."""
@@ -78,11 +84,21 @@ class Resampled:
             self.high.append(found.high)
             self.stability.append(found.sign_stability)
             self.scores.append(np.einsum("rk,rk->r", np.asarray(self.refits.W), draws))
+        weights = np.asarray(self.refits.weights)
+        self.mean_dys += list((weights @ delta_y[:, own].T.astype(np.float64) / len(own)).T)
         self.rows += at.tolist()
 
-    def finish(self, score: np.ndarray) -> Confidence:
-        """Everything, in the pairs' order; `score` is that in all prompts."""
+    def finish(self, score: np.ndarray, mean_dy: np.ndarray) -> Confidence:
+        """Everything, in the pairs' order; `score` and `mean_dy` are those in all prompts."""
         order = np.argsort(self.rows)
-        low, high, stability, scores = (np.stack(v)[order] for v in (self.low, self.high, self.stability, self.scores))
+        held = (self.low, self.high, self.stability, self.scores, self.mean_dys)
+        low, high, stability, scores, mean_dys = (np.stack(v)[order] for v in held)
         coefficients = interval(np.asarray(self.refits.W), self.policy.W)
-        return Confidence(coefficients, Interval(low, high, stability), interval(scores.T, score), scores.T)
+        return Confidence(
+            coefficients,
+            Interval(low, high, stability),
+            interval(scores.T, score),
+            scores.T,
+            interval(mean_dys.T, mean_dy),
+            mean_dys.T,
+        )

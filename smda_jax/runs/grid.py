@@ -65,7 +65,7 @@ def read_grid(source: Path | dict[str, Any]) -> Grid:
     try:
         raw = yaml.safe_load(source.read_text(encoding="utf-8")) if isinstance(source, Path) else source
     except (OSError, yaml.YAMLError) as error:
-        first = str(error).splitlines()[0]
+        first = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
         raise InputError(where, f"cannot be read: {first}", "a YAML file: axis: [values]") from error
     if not isinstance(raw, dict) or not raw:
         raise InputError(where, "names no axis", "e.g. alpha: [1, 5, 25]")

@@ -135,7 +135,7 @@ def _shifts(c: Attribute, e: Evaluation, policies: dict[str, Policy], blocks: Bl
         for own, x, y in zip(shift.values(), through_x, through_y, strict=True):
             own.delta_w_x[at], own.delta_w_y[at] = x, y
     score |= {name: i.score for name, i in shift.items()}
-    return Shifts(loss, norm, mean_dy, score, shift, {name: own.finish(score[name]) for name, own in drawn.items()})
+    return Shifts(loss, norm, mean_dy, score, shift, {name: own.finish(score[name], mean_dy) for name, own in drawn.items()})
 
 
 def _planted_auc(pairs: Pairs, score: np.ndarray, off_target: np.ndarray, mean_dy: np.ndarray) -> dict[str, dict[str, float]]:

@@ -77,13 +77,22 @@ def pair_table(
     table |= {"dominant_feature": pa.nulls(len(pairs), pa.int64()), "off_target_share": _real(off_target)}
     if influence is not None:
         off_target, dominant = off_target_share(influence.contribution, own), dominant_feature(influence.contribution)
-        table |= {"dominant_feature": ids[dominant], "off_target_share": _real(off_target)}
+        moves = ~np.isnan(off_target)  # a pair that moves nothing has no dominant feature
+        table |= {"dominant_feature": pa.array(ids[dominant], pa.int64(), mask=~moves), "off_target_share": _real(off_target)}
         table |= {name: _real(share) for name, share in pathways(influence, 1)._asdict().items()}
-        table["unintended"] = ~own[np.arange(len(pairs)), dominant]
+        table["unintended"] = moves & ~own[np.arange(len(pairs)), dominant]
     table["flagged"] = flagged
+    by_dy = misaligned(simple["mean_delta_y"], pairs.label) & ~np.isnan(simple["mean_delta_y"])
     if sure is not None:
-        table["flag_stability"] = sure.flag_stability(pairs.label, flagged)
+        table["flag_stability"] = _real(sure.flag_stability(sure.scores, pairs.label, flagged))
+        stable = _real(sure.flag_stability(sure.mean_dys, pairs.label, by_dy))
+        table |= {
+            "mean_delta_y_low": sure.mean_dy.low,
+            "mean_delta_y_high": sure.mean_dy.high,
+            "flag_delta_y_stability": stable,
+        }
     return table | {
+        "flagged_delta_y": by_dy,
         "flagged_quartile": misaligned(score, pairs.label, 0.25), "flagged_off_target": far_off_target(off_target, pairs.label),
         "truncated": [t.truncated for t in inputs.pair_tokens],
         "own_features": pa.array([ids[a].tolist() for a in own], pa.list_(pa.int64())),
@@ -176,7 +185,7 @@ def interference_table(
     most = np.sort(np.argsort(-size, kind="stable")[:INTERFERING])
     ids = np.array(e.feature_ids)[most]
     matrices = {
-        "landing": landing(influence.contribution, own)[np.ix_(most, most)],
+        "landing": landing(influence.contribution, own, most),
         "co_shift": correlations(influence.delta_w[:, most]), "encoder_cosine": cosines(directions(e.encoder)[:, most]),
         "activation_correlation": correlations(e.x[:, most]),
     }  # fmt: skip
@@ -211,7 +220,7 @@ def candidate_table(e: Evaluation, prompts: Prompts, labels: dict[int, str], red
     kinds = [np.array([x == name for x in prompts.label]) for name in ("harmful", "harmless")]
     rows: dict[str, list[Any]] = {k: [] for k in ("feature_id", "label", "kind", "rank", "prompt_id", "activation", "prompt")}
     for k, feature in enumerate(e.feature_ids):
-        z, order = e.z[:, k], np.argsort(-e.z[:, k], kind="stable")
+        z, order = e.z[:, k], np.lexsort((-e.z[:, k], ~e.active[:, k]))
         chosen = {"top": order[:CANDIDATES], "bottom": order[::-1][:CANDIDATES]}
         if all(kind.any() for kind in kinds):
             against = min(kinds, key=lambda kind: float(e.x[kind, k].mean()))

@@ -106,6 +106,10 @@ def verify(command: Verify, console: Console | None = None) -> list[dict[str, An
     if command.pairs < 2 or not command.learning_rates or min(command.learning_rates) <= 0:
         raise InputError("verify", "needs at least 2 pairs, and learning rates above 0")
     cache = read_cache(command.run)
+    if cache.config.gate == "off":
+        raise InputError(
+            "--gate", "off is a first-order notion: no true step leaves every gate open", "attribute with --gate on"
+        )
     c = replace(cache.config, check_pairs=0, distributed=False)
     with console.status("read inputs"):
         inputs = load_inputs(c, console)
@@ -113,6 +117,8 @@ def verify(command: Verify, console: Console | None = None) -> list[dict[str, An
             changed = ", ".join(sorted(k for k in inputs.hashes if inputs.hashes[k] != cache.inputs.get(k)))
             raise InputError(command.run, f"its {changed} changed since the run", "attribute again, into another folder")
         e = wide_evaluation(c, inputs, inputs.prompt_tokens, cache.feature_ids)
+    if len(inputs.pairs) < 2:
+        raise InputError(command.run, "has one pair, and nothing can be said of one", "a run of several pairs")
     rows = np.sort(np.random.default_rng(command.seed).permutation(len(inputs.pairs))[: command.pairs])
     scaling = passes.adam_scaling(inputs.model, inputs.pair_tokens, c.loss_scope) if c.update == "adam" else None
     dz, dy = cache.delta_z[rows], cache.delta_y[rows]
