@@ -65,7 +65,7 @@ def test_a_gap_is_what_features_carry_and_what_the_policy_does_not_know(rng):
     assert [(g.category, g.prompts) for g in rare] == [("odd", 28), ("plain", 30), ("rare", 2), ("calm", 30)]
     assert np.isnan([rare[2].interval.low, rare[2].interval.high]).all()
     # Of many prompts the resamples' means are drawn at once.
-    many = gaps(*(np.tile(v, r) for v, r in ((X, (20, 1)), (Y, 20))), W, np.tile(Y > -1, 20), category * 20, label * 20)
+    many = gaps(np.tile(X, (20, 1)), np.tile(Y, 20), W, np.tile(Y > -1, 20), category * 20, label * 20)
     width = many[0].interval.high - many[0].interval.low
     assert width[0] == pytest.approx(3.92 * Y[odd].std() / 600**0.5, rel=0.15)
     assert width[1] == pytest.approx(3.92 * (Y - X @ W)[odd].std() / 600**0.5, rel=0.15)

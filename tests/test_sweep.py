@@ -205,7 +205,7 @@ def test_runs_that_no_sweep_can_read(files, kept, tmp_path, capsys):
     record = json.loads((active / "run.json").read_text()) | {"status": "running"}
     (active / "run.json").write_text(json.dumps(record))
     fails(capsys, lambda: swept(active, tmp_path / "c", grid), "is not complete", "continues")
-    fails(capsys, lambda: swept(tmp_path, tmp_path / "d", grid), "no such file")
+    fails(capsys, lambda: swept(tmp_path, tmp_path / "d", grid), "is not a run folder")
     swept(kept, tmp_path / "e", grid)
     capsys.readouterr()
     fails(capsys, lambda: swept(kept, tmp_path / "e", {"alpha": [2.0]}), "another run or grid")

@@ -63,6 +63,12 @@ class Update(NamedTuple):
     normalised: bool = False
     scaling: Params | None = None
 
+    @property
+    def eta(self) -> Float[Array, ""]:
+        """η as the passes take it; one that is too large for them is infinite, and its steps are refused by name."""
+        with np.errstate(over="ignore"):
+            return jnp.asarray(self.learning_rate)
+
 
 def factors_of(
     model: Model,
@@ -113,7 +119,7 @@ def _factors_of(
     size = rows_of(-(-rows // parts))
     filled += [tokens[-1]] * (parts * size - rows)
     with numerics(model.dtype):
-        eta = jnp.asarray(update.learning_rate)
+        eta = update.eta
         done = []
         out = (Factors(1, 1, 0, 0, 0, 0, 0, -1, model.config), 0)  # type: ignore[arg-type]
         for start in range(0, parts * size, size):
@@ -340,7 +346,7 @@ def answer(
     with numerics(model.dtype):
         batch = pair_batch(tokens, scope, width, rows_of(max(rows, n)), positions, 0 if forms else shared)
         rest = {"limit": programs.memory_limit(), "axes": (-1, 0, -1, -1), "out": (1, 0)}
-        eta = jnp.asarray(update.learning_rate)
+        eta = update.eta
         if forms:
             args = (model.params, batch, queries, eta)
             out, statistics = programs.run(query.answer, model.config, *args, normalised=update.normalised, **rest)
