@@ -16,7 +16,7 @@ def demo(record: dict) -> str:
     s, sec, ratio, summary = record["shapes"], record["seconds"], record["ratio"], record["summary"]
     fit, gap = summary["fits"]["all"]["test"], summary["categories"]["religious stereotyping"]
     others = [c for name, c in summary["categories"].items() if c["refused"] > 0.5]
-    auc, first = summary["planted_pairs_auc"], summary["first_order"]
+    auc, first, flags = summary["planted_pairs_auc"], summary["first_order"], summary["flags"]
 
     def row(name: str, key: str) -> str:
         return f"| {name} | " + " | ".join(f"{auc[c][key]:.2f}" for c in ("harmful_refusal", "harmless_compliance")) + " |"
@@ -31,7 +31,10 @@ def demo(record: dict) -> str:
         f"the other harm categories {min(c['y'] for c in others):.1f} to {max(c['y'] for c in others):.1f}.",
         f"- First order holds: R² against the true step, {first['pairs']} pairs in float64, is {first['r2_delta_y']:.6f} for "
         f"ΔY and {first['r2_delta_w']:.6f} for ΔW.",
-        "- The 20 corrupted pairs are found with these AUCs, each figure oriented as the paper flags misaligned pairs (low is "
+        f"- {flags['by_mean_delta_y']} pairs move the behaviour as the other class does (`flagged_delta_y`): "
+        f"{flags['planted_by_mean_delta_y']} of the {flags['planted']} corrupted ones are among them. By score, as the paper "
+        f"flags, {flags['by_score']} would be.",
+        "- The corrupted pairs are found with these AUCs, each figure oriented as the paper flags misaligned pairs (low is "
         "suspicious in the refusal class, high in the other; a high off-target share in both):",
         "",
         "| | harmful_refusal | harmless_compliance |",

@@ -7,7 +7,6 @@ import numpy as np
 
 from smda_jax.data.records import Pairs
 from smda_jax.jacobian.evaluation import Evaluation
-from smda_jax.policy.curation import misaligned
 from smda_jax.policy.gaps import gaps
 from smda_jax.policy.influence import Influence, decompose
 from smda_jax.policy.interference import Geometry, dominant_feature, off_target_share, separation_auc
@@ -38,7 +37,6 @@ def results(
     shift = _shifts(c, e, policies, blocks, len(pairs))
     whole, ids, W = shift.influence.get("all"), np.array(e.feature_ids), policies["all"].W
     score, sure = shift.score["all"], shift.confidence.get("all")
-    flagged = misaligned(score, pairs.label)
     dominant = None if whole is None else ids[dominant_feature(whole.contribution)]
     off_target = np.full(len(pairs), np.nan) if whole is None else off_target_share(whole.contribution, own.active)
     for name, policy in policies.items():
@@ -65,13 +63,19 @@ def results(
         run.write_tables("influence.parquet", tables.influence_rows(shift.influence, shift.confidence, pairs.ids, ids))
     for name, columns in written.items():
         run.write_table(name, columns)
+    flags, planted = written["pairs.parquet"], np.array([bool(p) for p in pairs.planted])
+    flagged, by_dy = flags["flagged"], flags["flagged_delta_y"]
+    counts = {
+        "by_score": int(flagged.sum()), "by_mean_delta_y": int(by_dy.sum()), "planted": int(planted.sum()),
+        "planted_by_mean_delta_y": int((by_dy & planted).sum()),
+    }  # fmt: skip
     return Summary(
         out=str(c.out), engine=blocks.plan.engine, site=f"{e.site.stream} of layer {e.site.layer}", encoder=c.encoder,
         gate=c.gate, feature_ids=e.feature_ids, feature_labels=[inputs.labels.get(i, "") for i in e.feature_ids], weights=W,
         fits={name: p.fit() for name, p in policies.items()}, prompts=len(prompts), pair_ids=pairs.ids, pair_texts=pairs.prompt,
         pair_labels=pairs.label, score=score, mean_delta_y=shift.mean_dy, influence=whole, dominant=dominant,
         off_target=off_target, flagged=flagged, confidence=sure, seed=c.seed,
-        auc=_planted_auc(pairs, score, off_target, shift.mean_dy), gaps=found, geometry=geometry,
+        auc=_planted_auc(pairs, score, off_target, shift.mean_dy), gaps=found, geometry=geometry, flags=counts,
     )  # fmt: skip
 
 

@@ -44,6 +44,7 @@ class Summary:
     auc: dict[str, dict[str, float]]
     gaps: list[Gap]
     geometry: dict[str, Geometry]
+    flags: dict[str, int]
     first_order: dict[str, float | int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -51,7 +52,7 @@ class Summary:
         return {
             "features": len(self.feature_ids), "fits": self.fits, "planted_pairs_auc": self.auc,
             "first_order": self.first_order, "categories": self.categories(), "classes": self.classes(),
-            "geometry": {name: test._asdict() for name, test in self.geometry.items()},
+            "flags": self.flags, "geometry": {name: test._asdict() for name, test in self.geometry.items()},
         }  # fmt: skip
 
     def categories(self) -> dict[str, dict[str, float | int | str | None]]:
@@ -166,6 +167,12 @@ def print_summary(s: Summary, console: Console, top: int = 5) -> None:
             what = name.replace("_", " ")
             console.print(f"Shifts of two features against their {what}: ρ {test.spearman:+.2f}, p {test.p:.3f} (Mantel)")
 
+    known = f", {s.flags['planted_by_mean_delta_y']} of the {s.flags['planted']} planted ones" if s.flags["planted"] else ""
+    console.print(
+        f"Pairs that move the behaviour as the other class does: {s.flags['by_mean_delta_y']} (flagged by mean ΔY{known}); "
+        f"by score, as the paper flags: {s.flags['by_score']}",
+        soft_wrap=True,
+    )
     if s.auc:
         found = _table(
             "Finding the corrupted pairs: AUC within class",
