@@ -28,7 +28,7 @@ class Picture:
 
 
 def take(c: Picture) -> None:
-    """Opens the page as a reader would, and photographs the finding, the gaps and the effects."""
+    """Opens the page as a reader would, and photographs the finding and the gaps."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         raise SystemExit("picture: needs a Chromium on the path")
@@ -39,7 +39,7 @@ def take(c: Picture) -> None:
         browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": 1180, "height": 1500})
         page.goto(f"file://{(run / 'report.html').resolve()}")
-        # The first screen and two figures, without the tables between them.
+        # The first screen and the figure of gaps, without what stands between them.
         page.add_style_tag(
             content="header.bar nav, details, .scroll, .scroll + *, #policy { display: none } .row { display: none }"
         )
