@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from peers import ETA, agree, bergson, dense, loops  # type: ignore[import-not-found]
+from peers import ETA, Loops, agree, bergson, dense  # type: ignore[import-not-found]
 
 import smda_jax as smda
 from smda_jax.data.batches import blocks_by_length, blocks_of_tails
@@ -224,7 +224,13 @@ def main(b: Benchmark, write: bool = True) -> dict[str, Any]:
             values.append(out)
         return np.concatenate([np.stack(v) for v in values], axis=1)
 
-    found, agreement = {}, {}
+    found, agreement, few = {}, {}, pairs[: b.loop_pairs]
+    place = tempfile.TemporaryDirectory()
+    loops = None
+    if few:
+        hf.save(Path(place.name), hf_config(shape), e.model.params)
+        loops = Loops(e, Path(place.name), few, agreement)
+        loops()
     for name in b.engines:
         keep = name if name in ("score", "coefficients") else "active"
         chosen = "query" if keep == name else plan.choose(work("active", len(pairs)), limit, name).engine
@@ -232,6 +238,8 @@ def main(b: Benchmark, write: bool = True) -> dict[str, Any]:
         call = partial(ask, keep, len(pairs)) if keep == name else partial(push, chosen)
         label = f"query: {name}" if keep == name else f"{name}: {chosen}" if name == "auto" else name
         found[name] = clock(label, call, flop)
+        if loops is not None:
+            loops()
     for count in b.query_pairs:
         clock(f"query: score of {count}", partial(ask, "score", count), plan.prices(work("score", count), limit)["query"].total)
 
@@ -244,19 +252,18 @@ def main(b: Benchmark, write: bool = True) -> dict[str, Any]:
         if "coefficients" in found:
             agreement["delta_w_x"] = agree("ΔW_X", found["coefficients"][0].T, part.delta_w_x, tolerance)
             agreement["delta_w_y"] = agree("ΔW_Y", found["coefficients"][1].T, part.delta_w_y, tolerance)
-    few = pairs[: b.loop_pairs]
     per_pair: dict[str, float] = {}
-    if few:
+    if loops is not None:
         dy, seconds = dense(e, few)
         per_pair["dense JAX jvp"] = statistics.median(seconds)
         if full is not None:
             agreement["dense_delta_y"] = agree("dense", full[1][: len(few)], dy, 0.1 if bf16 else 2e-3)
-        with tempfile.TemporaryDirectory() as place:
-            hf.save(Path(place), hf_config(shape), e.model.params)
-            per_pair |= loops(e, Path(place), few, agreement)
-            if b.bergson is not None:
-                prompt, pair = bergson(e, Path(place), b.bergson, pairs[:8], agreement)
-                per_pair["bergson: score"] = prompt * len(prompts) / len(pairs) + pair
+        loops()
+        per_pair |= loops.per_pair()
+        if b.bergson is not None:
+            prompt, pair = bergson(e, Path(place.name), b.bergson, pairs[:8], agreement)
+            per_pair["bergson: score"] = prompt * len(prompts) / len(pairs) + pair
+    place.cleanup()
     with numerics(b.dtype):  # where machines change their speed, the faster moment is what they can do
         rate = max(rate, plan.measured_rate(b.dtype, 30))
     table(b, clock, per_pair, rate, len(pairs))

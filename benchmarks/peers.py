@@ -72,25 +72,40 @@ def dense(e: Evaluation, pairs: list[PairTokens]) -> tuple[np.ndarray, list[floa
         return dy, [(time.perf_counter() - start) / len(pairs)] * len(pairs)
 
 
-def loops(e: Evaluation, folder: Path, few: list[PairTokens], agreement: dict[str, float]) -> dict[str, float]:
-    """Both PyTorch loops on a few pairs, their results held against engine finite."""
-    from pytorch_loop import Loop  # type: ignore[import-not-found]
+class Loops:
+    """Both PyTorch loops, their results held against engine finite first.
 
-    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    out = {}
-    # A larger step for the comparison: in float32 the loop's differences would be rounding otherwise.
-    eta = 3e-2
-    steps, _ = passes.factors_of(e.model, few, Update(eta))
-    true = smda.finite(e, steps, block=32)
-    tolerance = 0.2 if e.model.dtype == jnp.bfloat16 else 5e-3
-    for name, tuned in (("PyTorch loop", False), ("PyTorch loop, tuned", True)):
-        loop = Loop(folder, e.tokens, e.targets.sequences, e.site.layer, tuned=tuned, device=device)
-        _, dy, _ = loop.run(few[:1], eta)
-        agreement[f"finite against {name}"] = agree(name, true.y[:1], dy, tolerance)
-        out[name] = statistics.median(loop.run(few, ETA)[2])
-        print(f"{name}: {out[name]:.2f} s per pair", flush=True)
-        del loop
-    return out
+    A call runs one more pair through each. Called between whatever else is timed, they meet the machine in the same moments:
+    one that changes its speed changes it for all.
+    """
+
+    def __init__(self, e: Evaluation, folder: Path, few: list[PairTokens], agreement: dict[str, float]) -> None:
+        from pytorch_loop import Loop  # type: ignore[import-not-found]
+
+        device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+        self.few, self.seconds = few, {"PyTorch loop": [], "PyTorch loop, tuned": []}
+        self.loops = {
+            name: Loop(folder, e.tokens, e.targets.sequences, e.site.layer, tuned="tuned" in name, device=device)
+            for name in self.seconds
+        }
+        # A larger step for the comparison: in float32 the loop's differences would be rounding otherwise.
+        eta = 3e-2
+        steps, _ = passes.factors_of(e.model, few[:1], Update(eta))
+        true = smda.finite(e, steps, block=32)
+        for name, loop in self.loops.items():
+            _, dy, _ = loop.run(few[:1], eta)
+            agreement[f"finite against {name}"] = agree(name, true.y, dy, 0.2 if e.model.dtype == jnp.bfloat16 else 5e-3)
+
+    def __call__(self) -> None:
+        """Runs the next pair."""
+        for name, loop in self.loops.items():
+            own = self.few[len(self.seconds[name]) % len(self.few)]
+            self.seconds[name] += loop.run([own], ETA)[2]
+            print(f"{name}: {self.seconds[name][-1]:.2f} s for a pair", flush=True)
+
+    def per_pair(self) -> dict[str, float]:
+        """Median seconds."""
+        return {name: statistics.median(seconds) for name, seconds in self.seconds.items()}
 
 
 def bergson(
