@@ -29,7 +29,7 @@ import tyro
 from peers import ETA, Loops, agree, bergson, dense  # type: ignore[import-not-found]
 
 import smda_jax as smda
-from smda_jax.data.batches import blocks_by_length, blocks_of_tails
+from smda_jax.data.batches import blocks_by_length
 from smda_jax.data.chat import PairTokens, PromptTokens
 from smda_jax.data.targets import Targets
 from smda_jax.jacobian import passes, plan, programs
@@ -212,15 +212,17 @@ def main(b: Benchmark, write: bool = True) -> dict[str, Any]:
             else:
                 queries = tuple(passes.pull_policy(e, *w_, block=p.block) for w_ in ((wx[part], None), (None, wy[part])))
             out = [np.zeros((len(q.gradient.embed), count)) for q in queries]
-            lengths, most = [len(t.ids) for t in everything[:count]], p.pair_block
-            worth = programs.worth(config, 3)
-            blocks = blocks_of_tails(lengths, 31, most, worth) if keep == "score" else blocks_by_length(lengths, most, worth)
-            for rows, width, size in blocks:
-                own = [everything[i] for i in rows]
-                how = {"width": width, "rows": size, "shared": 31, "norms": keep != "score"}
-                got, _ = passes.answer(model, own, queries, update, **how)
-                for into, value in zip(out, got, strict=True):
-                    into[:, rows] = value
+            if keep == "score":
+                for rows, shape_ in passes.pair_blocks(everything[:count], p.pair_block):
+                    own = [everything[i] for i in rows]
+                    out[0][:, rows], _ = passes.along(model, own, queries[0], ETA, shape=shape_, shared=31)
+            else:
+                lengths = [len(t.ids) for t in everything[:count]]
+                for rows, width, size in blocks_by_length(lengths, p.pair_block, programs.worth(config, 3)):
+                    own = [everything[i] for i in rows]
+                    got, _ = passes.answer(model, own, queries, update, width=width, rows=size)
+                    for into, value in zip(out, got, strict=True):
+                        into[:, rows] = value
             values.append(out)
         return np.concatenate([np.stack(v) for v in values], axis=1)
 

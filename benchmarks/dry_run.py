@@ -7,7 +7,7 @@ Shows that the shapes fit together, that nothing on the way refuses the platform
 results are; says nothing about time, nor about what the compiler makes of it.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import attribution
@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from smda_jax.data.batches import pair_batch, prompt_batch
+from smda_jax.data.batches import packed_blocks, packed_pairs, packed_prompts, pair_batch, prompt_batch
 from smda_jax.data.targets import Targets
-from smda_jax.jacobian import query
+from smda_jax.jacobian import passes, query
 from smda_jax.jacobian.factors import factors
 from smda_jax.jacobian.finite import finite
 from smda_jax.jacobian.forward import forward
@@ -65,6 +65,10 @@ def main(c: DryRun) -> None:
     batch = prompt_batch(prompts, targets, 104, 31, c.prompts)
     whole = prompt_batch(prompts, targets, 104, 0, c.prompts)
     block = pair_batch(pairs, "response", 256, c.pairs)
+    (tails,) = packed_blocks([len(p.ids) - 31 + 2 for p in prompts], c.prompts)
+    packed = packed_prompts([prompts[i] for i in tails.rows], targets, tails.shape, 31)
+    (some,) = passes.pair_blocks(pairs, c.pairs)
+    lane = packed_pairs([pairs[i] for i in some.rows], "response", some.shape, 31)
     print(f"{c.shape}, {c.dtype}: parameters {size(params):.1f} GiB; GiB of arguments and results of each program")
 
     def lower(name: str, program: Any, *args: Any, **static: Any) -> Any:
@@ -78,14 +82,14 @@ def main(c: DryRun) -> None:
 
     with numerics(c.dtype):
         rate, both = jnp.float32(1e-4), {"targets": targets, "site": site}
-        lower("base", base, params, batch, **both)
+        lower("base", base, params, packed, **both)
         steps, _ = lower("factors", jit(factors, static_argnames=("config", "normalised")), params, block, rate, None)
         lower("forward", forward, params, steps, batch, **both)
         lower("finite", finite, params, steps, batch, **both)
         weights = (np.zeros((1, c.prompts, 75), np.float32), np.zeros((1, c.prompts), np.float32))
-        gradient = lower("query", query.query, params, batch, encoder, *weights, **both)
+        gradient = lower("query", query.query, params, packed, encoder, *weights, **both)
         gradient = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), gradient)  # as `finish` leaves it
-        lower("along", query.along, params, replace(block, shared=31), gradient, rate)
+        lower("along", query.along, params, lane, gradient, rate)
         lower("answer", query.answer, params, block, (gradient,), rate, normalised=False)
         own = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), params.blocks)
         kept = jax.ShapeDtypeStruct(steps.stream.shape[1:], dtype)

@@ -130,7 +130,7 @@ def bergson(
         norms = {name: jnp.zeros_like(getattr(g.blocks, name)) for name in SCALE}
         others = {name: jnp.zeros_like(getattr(g, name)) for name in ("embed", "final_norm")}
         linear = replace(g, blocks=replace(g.blocks, **norms), **others)
-    (ours,), _ = passes.answer(e.model, pairs, (Query(linear),), Update(-1.0), shared=31, norms=False)
+    ours, _ = passes.along(e.model, pairs, Query(linear), -1.0)
     agreement["score of bergson"] = agree("bergson", found["scores"], ours[0], 0.1 if e.model.dtype == jnp.bfloat16 else 2e-3)
     print(f"bergson: {found['seconds_per_prompt']:.2f} s per prompt, {found['seconds_per_pair']:.2f} s per pair", flush=True)
     return found["seconds_per_prompt"], found["seconds_per_pair"]

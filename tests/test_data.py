@@ -12,7 +12,7 @@ from conftest import EMBEDDED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smda_jax.data.batches import GRAIN, blocks_by_length, bucket_widths, prompt_batch, shared_length
+from smda_jax.data.batches import GRAIN, blocks_by_length, bucket_widths, packed_blocks, prompt_batch, shared_length
 from smda_jax.data.chat import Chat, PromptTokens
 from smda_jax.data.features import check, parse, read_labels
 from smda_jax.data.records import apply_overlap, digest, read_pairs, read_prompts
@@ -233,6 +233,26 @@ def test_buckets_hold_everything_once_and_waste_little(lengths, size, worth):
     fewer = bucket_widths(lengths, worth)
     assert set(fewer) <= set(widths)
     assert fewer[-1] == widths[-1]
+
+
+@given(st.lists(st.integers(1, 600), min_size=1, max_size=60), st.integers(1, 9), st.integers(1, 3))
+@settings(max_examples=100, deadline=None)
+def test_packed_blocks_hold_everything_once_in_one_shape_and_pad_little(lengths, most, lanes):
+    blocks = list(packed_blocks(lengths, most, lanes, lengths))
+    (shape,) = {block.shape for block in blocks}
+    assert sorted(np.concatenate([block.rows for block in blocks]).tolist()) == list(range(len(lengths)))
+    totals = []
+    for rows, _ in blocks:
+        assert 0 < len(rows) <= min(most, shape.lanes * shape.items)
+        dealt = shape.deal(rows.tolist())
+        assert np.concatenate(dealt)[np.argsort(shape.laid())][: len(rows)].tolist() == rows.tolist()
+        for lane in dealt:
+            totals.append(sum(lengths[i] for i in lane))
+            for group, width in zip(shape.groups(), shape.widths, strict=True):
+                assert max(lengths[lane[i]] for i in group) <= width
+    assert max(totals) <= shape.tokens == shape.positions < max(totals) + GRAIN
+    if len(lengths) % (len(blocks) * lanes) == 0:  # dealt out evenly, lanes differ by no more than lengths do
+        assert max(totals) - min(totals) <= max(lengths) - min(lengths)
 
 
 def test_bucket_widths_are_the_cheapest_of_their_number_and_each_is_worth_it():

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import itertools
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -158,10 +159,50 @@ def test_query_equals_moved_weights(checkpoints, kind, dtype, site, scope, width
             close(found.gradient_norm, norm, tolerance)
             for value, (_, _, want) in zip(answers, ways, strict=True):
                 assert np.abs(value - want).max() <= tolerance * scale
-            for lead in {0, shared}:
-                value, found = along(config, params, replace(block, shared=lead), queries[0], jnp.asarray(ETA))
-                close(found.loss, loss, tolerance)
-                assert np.abs(value - ways[0][2]).max() <= tolerance * scale
+            for lead, lanes in itertools.product({0, shared}, (0, 1, 2)):
+                some, back = replace(block, shared=lead), slice(None)
+                if lanes:
+                    rows, shape = packed(
+                        [len(p.ids) - lead for p in pairs], lanes, [len(batches.scored_positions(p, scope)) for p in pairs]
+                    )
+                    some = batches.packed_pairs([pairs[i] for i in rows], scope, shape, lead)
+                    back = np.argsort(shape.laid())[: len(rows)][np.argsort(rows)]
+                value, found = along(config, params, some, queries[0], jnp.asarray(ETA))
+                close(found.loss[back], loss, tolerance)
+                assert np.abs(value[:, back] - ways[0][2]).max() <= tolerance * scale
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("kind", "site"), [("mistral_window", ("attn_out", 2)), ("llama_all_biases_linear_rope", ("mlp_out", 3))]
+)
+def test_packed_prompts_are_read_as_padded_ones(checkpoints, kind, site, lanes):
+    """Readings and gradients; in more lanes than prompts, after a shared header or none, at the last layer and before it."""
+    with numerics("float64"):
+        config, params = hf.load(checkpoints[kind], "float64")
+        prompts, _ = tokens(config.vocab)
+        r, where = np.random.default_rng(0), Site(*site)
+        encoder = Encoder(jnp.asarray(r.normal(size=(config.hidden, 2))), jnp.zeros(2))
+        z, y = r.normal(size=(2, 3, 2)), r.normal(size=(2, 3))
+        for shared in (0, batches.shared_length(prompts)):
+            padded = batches.prompt_batch(prompts, TARGETS, 24, shared, 3)
+            rows, shape = packed([len(p.ids) - shared + 2 for p in prompts], lanes)
+            batch, laid = batches.packed_prompts([prompts[i] for i in rows], TARGETS, shape, shared), shape.laid()
+            own, back = base(config, params, batch, TARGETS, where), np.argsort(laid)[: len(rows)][np.argsort(rows)]
+            whole = base(config, params, padded, TARGETS, where)
+            close(own.h[back], np.asarray(whole.h), 1e-12)
+            close(own.y[back], np.asarray(whole.y), 1e-12)
+            spare = [(0, 0), (0, len(laid) - 3)]
+            weights = np.pad(z[:, rows], [*spare, (0, 0)])[:, laid], np.pad(y[:, rows], spare)[:, laid]
+            one = query(config, params, batch, encoder, *weights, TARGETS, where)
+            other = query(config, params, padded, encoder, z, y, TARGETS, where)
+            jax.tree.map(lambda a, b: close(a, np.asarray(b), 1e-10), one, other)
+
+
+def packed(lengths, lanes, scored=None):
+    """All items in one block."""
+    (block,) = batches.packed_blocks(lengths, len(lengths), lanes, scored)
+    return block
 
 
 def test_forward_reads_several_layers_in_one_pass(checkpoints):
@@ -304,7 +345,7 @@ def test_bfloat16_ranks_pairs_as_float32_does():
         out = smda.reverse(e, smda.factors(model, pairs))
         f = functionals(X, Y, W, 5.0, W[None])
         q = passes.pull_policy(e, f.weight_x() * e.active, f.weight_y())
-        (alone,), _ = passes.answer(model, tokenise_pairs(model, pairs), (q,), passes.Update(1e-4), norms=False)
+        alone, _ = passes.along(model, tokenise_pairs(model, pairs), q, 1e-4)
         found.append((smda.decompose(X, Y, W, out.x, out.y, 5.0).score, out.y.mean(axis=1), alone[0]))
     for narrow, whole in zip(*found, strict=True):
         assert float(np.asarray(spearmanr(narrow, whole))[0]) > 0.999

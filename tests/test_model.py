@@ -32,7 +32,7 @@ def test_logits_and_every_stream_equal_transformers_in_float64(checkpoints, kind
         def read(params, tokens):
             places = itertools.product(SITES, range(config.layers))
             return {
-                place: run_blocks(config, params, embed(params, tokens), read=Read(place[0], (place[1],), at)).read
+                place: run_blocks(config, params, embed(params, tokens), read=Read(place[0], (place[1],), at[:, None])).read
                 for place in places
             }
 
@@ -41,7 +41,7 @@ def test_logits_and_every_stream_equal_transformers_in_float64(checkpoints, kind
             streams, expected = oracle.streams(reference, ids)
             np.testing.assert_allclose(got[row], expected.detach(), rtol=1e-9, atol=1e-9)
             for place, value in reads.items():
-                np.testing.assert_allclose(value[0, row], streams[place][int(at[row])].detach(), rtol=1e-9, atol=1e-9)
+                np.testing.assert_allclose(value[0, row, 0], streams[place][int(at[row])].detach(), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", oracle.KINDS)

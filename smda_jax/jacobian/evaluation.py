@@ -3,6 +3,7 @@
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from smda_jax.data.batches import LengthBlock, prompt_batch, shared_length
+from smda_jax.data.batches import LaneBlock, packed_blocks, packed_prompts, shared_length
 from smda_jax.data.chat import DEFAULT_DATE, Chat, PairTokens, PromptTokens
 from smda_jax.data.features import check, parse
 from smda_jax.data.records import Pairs, Prompts
@@ -21,9 +22,9 @@ from smda_jax.jacobian import programs, readout
 from smda_jax.jacobian.readout import Reading, Site
 from smda_jax.model import hf
 from smda_jax.model.config import ModelConfig, from_hf
-from smda_jax.model.llama import SITES, Params, wide
+from smda_jax.model.llama import SITES, Params
 from smda_jax.model.mesh import fetch, parameter_sharding, rows_of
-from smda_jax.model.precision import DType, jit, numerics
+from smda_jax.model.precision import DType, jit, numerics, wide
 from smda_jax.policy.selection import contrastive
 from smda_jax.sae.encoder import Encoder, activation, cast, gate, pre_activation, relu_proxy, select
 from smda_jax.sae.formats import SAE
@@ -156,19 +157,20 @@ def read_prompts(
     y = np.zeros(len(tokens), h.dtype)
     shared, tail, limit = shared_length(tokens), max(map(len, targets.rows)), programs.memory_limit()
 
-    def one(part: LengthBlock) -> None:
-        rows = part.rows
-        batch = prompt_batch([tokens[i] for i in rows], targets, shared + part.width, shared, rows_of(part.size))
+    def one(part: LaneBlock) -> None:
+        rows, shape = part
+        batch = packed_prompts([tokens[i] for i in rows], targets, shape, shared)
         axes = {"axes": (-1, 0), "out": Reading(0, 0, 1)}  # type: ignore[arg-type]
         static = {"targets": targets, "site": site}
         out = programs.run(readout.base, model.config, model.params, batch, limit=limit, **axes, **static)
         out = Reading(*(fetch(v).astype(h.dtype) for v in out))
-        h[:, rows], y[rows] = np.concatenate([out.h[None], out.also])[:, : len(rows)], out.y[: len(rows)]
+        back = np.argsort(shape.laid())[: len(rows)]
+        h[:, rows], y[rows] = np.concatenate([out.h[None], out.also])[:, back], out.y[back]
         progress(len(rows) / len(tokens))
 
     with numerics(model.dtype):
-        worth = programs.worth(model.config, 1)
-        programs.for_each([len(t.ids) - shared + tail for t in tokens], block, worth, one)
+        split = partial(packed_blocks, lanes=rows_of(1))
+        programs.for_each([len(t.ids) - shared + tail for t in tokens], block, split, one)
     return Reading(h[0], y, h[1:])
 
 

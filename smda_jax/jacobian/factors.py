@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from smda_jax.data.batches import PairBatch
 from smda_jax.jacobian.injection import EmbedStep, LinearStep, ScaleStep, UnembedStep
+from smda_jax.model.attention import Packing
 from smda_jax.model.config import ModelConfig
 from smda_jax.model.llama import (
     EVERY_INPUT,
@@ -21,15 +22,14 @@ from smda_jax.model.llama import (
     Linear,
     Params,
     TapSource,
-    at_tokens,
     block,
     block_zeros,
     embed,
     head_zeros,
     run_blocks,
     unembed,
-    wide,
 )
+from smda_jax.model.precision import wide
 from smda_jax.pytree import pytree
 
 
@@ -177,16 +177,21 @@ def scored_losses(
 ) -> tuple[Float[Array, " pair"], dict[str, Array]]:
     """Loss of every pair (nats per scored token), and inputs of operations: the blocks' in `keep`, the head's all.
 
-    The tokens that all pairs share are run once, as a batch of one; what is kept is that of the rest.
+    The tokens that all pairs share are run once, as a batch of one; what is kept is that of the rest. Pairs may be packed.
     """
     tokens, shared, past = jnp.asarray(batch.tokens), batch.shared, None
+    packing = None if batch.pack is None else Packing(batch.unpack, batch.pack)
     if shared:
         past = run_blocks(config, params, embed(params, tokens[:1, :shared], taps), taps).past
-    hidden = run_blocks(config, params, embed(params, tokens[:, shared:], taps), taps, keep=keep, past=past)
     at = jnp.maximum(jnp.asarray(batch.at) - shared, 0)  # padding stands at 0
-    logits, head = unembed(config, params, at_tokens(hidden.x, at), taps)
+    x = embed(params, tokens[:, shared:], taps)
+    hidden = run_blocks(config, params, x, taps, keep=keep, past=past, packing=packing, ends=at)
+    logits, head = unembed(config, params, hidden.x, taps)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(wide(logits.dtype)), jnp.asarray(batch.target))
-    return jnp.sum(losses * jnp.asarray(batch.weight, losses.dtype), axis=1), hidden.kept | head
+    weight = jnp.asarray(batch.weight, losses.dtype)
+    if packing is None:
+        return jnp.sum(losses * weight, axis=1), hidden.kept | head
+    return jnp.einsum("lps,ls->lp", weight, losses).ravel(), hidden.kept | head
 
 
 def gradient(config: ModelConfig, params: Params, batch: PairBatch) -> tuple[Float[Array, " pair"], Gradient]:

@@ -12,13 +12,13 @@ from smda_jax.data.targets import Targets
 from smda_jax.jacobian.factors import Factors
 from smda_jax.jacobian.injection import inject
 from smda_jax.jacobian.readout import Reading, Site, log_probability
+from smda_jax.model.attention import Past
 from smda_jax.model.config import ModelConfig
 from smda_jax.model.llama import (
     LINEAR,
     SCALE,
     Block,
     Params,
-    Past,
     TapSource,
     at_token,
     at_tokens,
@@ -92,8 +92,9 @@ def _advance(
     """One block, linearised once → (x, dx) after it, (keys and values, their tangents) of row 0, tangent of the read stream."""
 
     def run(x: Array, taps: dict[str, Array], past: Past | None) -> tuple[tuple[Array, Past, Array], dict[str, Array]]:
-        streams, (k, v), inputs = block(config, params, x, taps, past=past)
-        return (streams["resid_post"], Past(k[0], v[0]), at_token(streams[site.stream], at)), inputs
+        streams, own, inputs = block(config, params, x, taps, past=past)
+        assert own is not None
+        return (streams["resid_post"], own, at_token(streams[site.stream], at)), inputs
 
     x, dx = carry
     zeros = block_zeros(config, *x.shape[:2], dtype=x.dtype)

@@ -7,6 +7,8 @@ factor -η already. Under a diagonal preconditioner every entry of the step is m
 longer of low rank.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -14,6 +16,7 @@ from jax.custom_batching import sequential_vmap
 from jaxtyping import Array, Float, Int
 
 from smda_jax.kernels.low_rank import low_rank_product
+from smda_jax.model.precision import wide
 from smda_jax.pytree import pytree
 
 
@@ -100,6 +103,28 @@ class UnembedStep:
         if self.looked_up is None:
             return y
         return y.at[:, :, self.looked_up.tokens].add(x @ self.looked_up.d.T)
+
+
+def weigh_unembedding(
+    step: UnembedStep, x: Float[Array, "row position hidden"], g: Float[Array, "row position vocab"]
+) -> Float[Array, "pair row"]:
+    """`⟨what each pair's step adds to the unembedding's output, g⟩`; what it adds, as wide as the vocabulary, is not formed.
+
+    With `y = Σ_s (x·a_s) d_s` it is `Σ_s (x·a_s) (d_s·g)`: two products for all pairs, a few rows at a time.
+    """
+    total = partial(jnp.einsum, preferred_element_type=wide(x.dtype))
+
+    def some(both: tuple[Array, Array]) -> Array:
+        x, g = both
+        if step.scaling is not None:
+            return total("ptv,tv->p", inject(step, x[None])[:, 0], g)
+        out = jnp.einsum("tps,tps->p", total("th,psh->tps", x, step.head.a), total("tv,psv->tps", g, step.head.d))
+        if step.looked_up is None:
+            return out
+        at, d = step.looked_up.tokens, step.looked_up.d
+        return out + jnp.einsum("tps,tps->p", total("th,psh->tps", x, d), g[:, at].astype(out.dtype))
+
+    return jax.lax.map(some, (x, g), batch_size=None if step.scaling is not None else min(16, len(x))).T
 
 
 @sequential_vmap

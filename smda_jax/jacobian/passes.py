@@ -10,12 +10,18 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from smda_jax.data.batches import (
+    LaneBlock,
+    LaneShape,
     LengthBlock,
     blocks_by_length,
+    packed_blocks,
+    packed_pairs,
+    packed_prompts,
     padded_length,
     pair_batch,
     prompt_batch,
     scored_positions,
+    shared_pair_length,
 )
 from smda_jax.data.chat import LossScope, PairTokens
 from smda_jax.data.records import Pairs
@@ -148,7 +154,8 @@ def in_groups(
     of `tokens`.
     """
     # Devices share out every group: several would be told apart on each.
-    worth = np.inf if is_spread() else programs.worth(model.config, 3)
+    # Each token of a pair goes some six times through the model: for its factors, and again for every block's matrices.
+    worth = np.inf if is_spread() else programs.worth(model.config, 6)
     done, order = [], []
     for rows, width, _ in blocks_by_length([len(t.ids) for t in tokens], len(tokens), worth):
         size = rows_of(len(rows))
@@ -261,7 +268,8 @@ def _push(
         progress(len(rows) / len(chosen))
 
     with numerics(e.model.dtype):
-        for_each(lengths, block, programs.worth(e.model.config, 2 * pairs), one)
+        split = partial(blocks_by_length, worth=programs.worth(e.model.config, 2 * pairs))
+        for_each(lengths, block, split, one)
     return Delta(dz, dx, dy, dh)
 
 
@@ -292,24 +300,24 @@ def pull_policy(
     chosen = chosen if len(chosen) else np.zeros(1, int)  # all are nought: so are their gradients
     total: list[Query] = []
 
-    def own(weight: np.ndarray | None, rows: np.ndarray, size: int) -> np.ndarray | None:
+    def own(weight: np.ndarray | None, rows: np.ndarray, laid: np.ndarray) -> np.ndarray | None:
         if weight is None:
             return None
-        padding = [(0, 0), (0, size - len(rows)), *[(0, 0)] * (weight.ndim - 2)]
-        return np.pad(weight[:, rows], padding).astype(e.h.dtype)
+        padding = [(0, 0), (0, len(laid) - len(rows)), *[(0, 0)] * (weight.ndim - 2)]
+        return np.pad(weight[:, rows], padding)[:, laid].astype(e.h.dtype)
 
-    def one(part: LengthBlock) -> None:
-        rows, width, size = chosen[part.rows], part.width, rows_of(part.size)
-        batch = prompt_batch([e.tokens[i] for i in rows], e.targets, shared + width, shared, size)
-        args = (e.model.params, batch, e.encoder, own(weight_z, rows, size), own(weight_y, rows, size))
+    def one(part: LaneBlock) -> None:
+        rows, laid = chosen[part.rows], part.shape.laid()
+        batch = packed_prompts([e.tokens[i] for i in rows], e.targets, part.shape, shared)
+        args = (e.model.params, batch, e.encoder, own(weight_z, rows, laid), own(weight_y, rows, laid))
         axes = {"axes": (-1, 0, -1, 1, 1), "out": programs.SUM}
         out = programs.run(query.query, e.model.config, *args, limit=limit, targets=e.targets, site=e.site, **axes)
         total[:] = [query.add(total[0], out) if total else out]
         progress(len(rows) / len(chosen))
 
     with numerics(e.model.dtype):
-        worth = programs.worth(e.model.config, 1 + 2 * len(weights[0]))
-        for_each([len(e.tokens[i].ids) - shared + tail for i in chosen], block, worth, one)
+        split = partial(packed_blocks, lanes=rows_of(1))
+        for_each([len(e.tokens[i].ids) - shared + tail for i in chosen], block, split, one)
         return query.finish(total[0], scaling, e.model.dtype)
 
 
@@ -323,8 +331,6 @@ def answer(
     width: int = 0,
     rows: int = 0,
     positions: int = 0,
-    shared: int = 0,
-    norms: bool = True,
 ) -> tuple[list[Float[np.ndarray, "functional pair"]], PairStatistics]:
     """Change of every functional under every pair's step, and the pairs' losses and gradient norms.
 
@@ -337,23 +343,56 @@ def answer(
         width: padded tokens; given so that blocks share a compiled program.
         rows: least padded pairs.
         positions: least padded scored positions.
-        shared: leading tokens that these pairs have in common (`shared_pair_length`), for what can make use of it.
-        norms: whether gradient norms are asked for; NaN otherwise. Scores are found faster without (`query.along`), unless
-            the step is normalised and needs them.
     """
     width, n = width or padded_length(max(len(t.ids) for t in tokens)), len(tokens)
-    forms = norms or update.normalised
     with numerics(model.dtype):
-        batch = pair_batch(tokens, scope, width, rows_of(max(rows, n)), positions, 0 if forms else shared)
-        rest = {"limit": programs.memory_limit(), "axes": (-1, 0, -1, -1), "out": (1, 0)}
-        eta = update.eta
-        if forms:
-            args = (model.params, batch, queries, eta)
-            out, statistics = programs.run(query.answer, model.config, *args, normalised=update.normalised, **rest)
-        else:
-            found = [programs.run(query.along, model.config, model.params, batch, q, eta, **rest) for q in queries]
-            out, statistics = [values for values, _ in found], found[0][1]
+        batch = pair_batch(tokens, scope, width, rows_of(max(rows, n)), positions)
+        args, rest = (model.params, batch, queries, update.eta), {"axes": (-1, 0, -1, -1), "out": (1, 0)}
+        limit, normalised = programs.memory_limit(), update.normalised
+        out, statistics = programs.run(query.answer, model.config, *args, limit=limit, normalised=normalised, **rest)
     return [fetch(v)[:, :n] for v in out], PairStatistics(*(fetch(v)[:n] for v in statistics))
+
+
+def pair_blocks(tokens: Sequence[PairTokens], most: int, scope: LossScope = "response") -> list[LaneBlock]:
+    """Blocks of pairs for `along`; a pure function of its arguments and the number of devices."""
+    shared, scored = shared_pair_length(tokens, scope), [len(scored_positions(t, scope)) for t in tokens]
+    return list(packed_blocks([len(t.ids) - shared for t in tokens], most, rows_of(1), scored))
+
+
+def along(
+    model: Model,
+    tokens: Sequence[PairTokens],
+    asked: Query,
+    learning_rate: float,
+    scope: LossScope = "response",
+    *,
+    shape: LaneShape | None = None,
+    shared: int | None = None,
+) -> tuple[Float[np.ndarray, "functional pair"], PairStatistics]:
+    """Change of few functionals under every pair's plain step, and the pairs' losses: `answer` without gradient norms (NaN).
+
+    Args:
+        model: from `load_model`.
+        tokens: of the pairs; the longest first, if a shape is given.
+        asked: from `pull_policy`.
+        learning_rate: η.
+        scope: response, or all tokens.
+        shape: of a block of `pair_blocks`, so that all share a compiled program.
+        shared: leading tokens that the pairs have in common, if not only these.
+    """
+    shared = shared_pair_length(tokens, scope) if shared is None else shared
+    if shape is None:
+        (block,) = pair_blocks(tokens, len(tokens), scope)
+        how = {"shape": block.shape, "shared": shared}
+        values, statistics = along(model, [tokens[i] for i in block.rows], asked, learning_rate, scope, **how)
+        back = np.argsort(block.rows)
+        return values[:, back], PairStatistics(*(np.asarray(v)[back] for v in statistics))
+    back = np.argsort(shape.laid())[: len(tokens)]
+    with numerics(model.dtype):
+        args = (model.params, packed_pairs(tokens, scope, shape, shared), asked, Update(learning_rate).eta)
+        rest = {"axes": (-1, 0, -1, -1), "out": (1, 0)}
+        out, statistics = programs.run(query.along, model.config, *args, limit=programs.memory_limit(), **rest)
+    return fetch(out)[:, back], PairStatistics(*(fetch(v)[back] for v in statistics))
 
 
 _factors = jit(factor_block, static_argnames=("config", "normalised"))
@@ -392,7 +431,7 @@ def adam_scaling(
         total[:] = [jax.tree.map(jnp.add, total[0], own) if total else own]
 
     with numerics(model.dtype):
-        for_each([len(t.ids) for t in tokens], block, programs.worth(model.config, 3), one)
+        for_each([len(t.ids) for t in tokens], block, partial(blocks_by_length, worth=programs.worth(model.config, 3)), one)
         return scaling_of(total[0], eps, model.dtype)
 
 

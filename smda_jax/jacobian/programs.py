@@ -2,14 +2,14 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
-from smda_jax.data.batches import LengthBlock, blocks_by_length
+from smda_jax.data.batches import LaneBlock, LengthBlock
 from smda_jax.model import mesh
 from smda_jax.model.config import ModelConfig
 from smda_jax.model.llama import linear_sizes
@@ -111,8 +111,15 @@ def run(program: Any, config: ModelConfig, *args: Any, limit: int, axes: tuple[A
         raise
 
 
-def for_each(lengths: Sequence[int], most: int, worth: float | int, visit: Callable[[LengthBlock], None]) -> None:
-    """Visits blocks of items; where one does not fit into memory, what is left is done in blocks of half the size.
+Block = TypeVar("Block", LengthBlock, LaneBlock)
+
+
+def for_each(
+    lengths: Sequence[int], most: int, split: Callable[[list[int], int], Iterable[Block]], visit: Callable[[Block], None]
+) -> None:
+    """Visits blocks of items, as `split` makes them of lengths and the most items of a block.
+
+    Where one does not fit into memory, what is left is done in blocks of half the size.
 
     Raises:
         TooLargeError: not even one item at a time fits.
@@ -120,7 +127,7 @@ def for_each(lengths: Sequence[int], most: int, worth: float | int, visit: Calla
     left = np.arange(len(lengths))
     while len(left):
         try:
-            for part in blocks_by_length([lengths[i] for i in left.tolist()], most, worth):
+            for part in split([lengths[i] for i in left.tolist()], most):
                 visit(part._replace(rows=left[part.rows]))
                 left[part.rows] = -1
         except TooLargeError:

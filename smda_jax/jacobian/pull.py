@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from smda_jax.data.batches import LengthBlock, padded_length, prompt_batch
+from smda_jax.data.batches import LengthBlock, blocks_by_length, padded_length, prompt_batch
 from smda_jax.jacobian import programs
 from smda_jax.jacobian.evaluation import Evaluation, Progress, silent
 from smda_jax.jacobian.factors import Factors
@@ -165,9 +165,11 @@ def _reverse(
 
     # A readout goes back through the model, and meets every pair's step; its prompt has gone forwards.
     worth = programs.worth(config, 4 + pairs / 8)
-    for_each([len(e.tokens[i].ids) + width for i in chosen[part].tolist()], block, worth, add_y)
+    split = partial(blocks_by_length, worth=worth)
+    for_each([len(e.tokens[i].ids) + width for i in chosen[part].tolist()], block, split, add_y)
     if len(row):
-        for_each(ends[row].tolist(), max(1, block // feature.shape[1]), worth / feature.shape[1], add_h)
+        split = partial(blocks_by_length, worth=worth / feature.shape[1])
+        for_each(ends[row].tolist(), max(1, block // feature.shape[1]), split, add_h)
     scaling = None if steps[0].scaling is None else steps[0].scaling.blocks
     kept = tuple(group.stream for group in steps), tuple(group.delta for group in steps)
     visits = sum(pull.start.stream.shape[0] for pull in pulls)

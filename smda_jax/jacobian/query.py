@@ -25,8 +25,8 @@ from smda_jax.jacobian.factors import (
 )
 from smda_jax.jacobian.readout import Site, read
 from smda_jax.model.config import ModelConfig
-from smda_jax.model.llama import LINEAR, SCALE, Params, up_to, wide
-from smda_jax.model.precision import jit
+from smda_jax.model.llama import LINEAR, SCALE, Params, up_to
+from smda_jax.model.precision import jit, wide
 from smda_jax.pytree import pytree
 from smda_jax.sae.encoder import Encoder, pre_activation
 

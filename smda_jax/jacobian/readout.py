@@ -6,13 +6,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jaxtyping import Array, Float
 
 from smda_jax.data.batches import PromptBatch
 from smda_jax.data.targets import Targets
+from smda_jax.model.attention import Packing
 from smda_jax.model.config import ModelConfig
-from smda_jax.model.llama import NO_TAPS, Params, Read, TapSource, at_tokens, embed, run_blocks, unembed, wide
-from smda_jax.model.precision import jit
+from smda_jax.model.llama import NO_TAPS, Params, Read, TapSource, embed, run_blocks, unembed
+from smda_jax.model.precision import jit, wide
 
 
 class Site(NamedTuple):
@@ -51,17 +53,22 @@ def read(
 ) -> Reading:
     """h and Y of a batch, in one pass over prompt and target histories together.
 
-    The tokens that all prompts share are run once, as a batch of one; the rest attends to their keys and values.
+    The tokens that all prompts share are run once, as a batch of one; the rest attends to their keys and values. Packed prompts
+    are read as padded ones are, a few to a lane.
     """
     tokens, eot, answer = (jnp.asarray(x) for x in (batch.tokens, batch.eot, batch.answer))
-    shared, past = batch.shared, None
+    shared, past, lanes = batch.shared, None, len(batch.tokens)
+    packing = None if batch.pack is None else Packing(batch.unpack, batch.pack)
     if shared:
         past = run_blocks(config, params, embed(params, tokens[:1, :shared], taps), taps).past
     x = embed(params, tokens[:, shared:], taps)
-    hidden = run_blocks(config, params, x, taps, read=Read(site.stream, site.layers, eot - shared), past=past)
-    logits, _ = unembed(config, params, at_tokens(hidden.x, answer - shared), taps)
+    turns = Read(site.stream, site.layers, eot.reshape(lanes, -1) - shared)
+    at = answer.reshape(lanes, -1) - shared
+    hidden = run_blocks(config, params, x, taps, read=turns, past=past, packing=packing, ends=at)
+    logits, _ = unembed(config, params, hidden.x, taps)
     assert hidden.read is not None
-    h = hidden.read[:, :: len(targets.rows)]
+    h = rearrange(hidden.read, "layer lane row hidden -> layer (lane row) hidden")[:, :: len(targets.rows)]
+    logits = logits.reshape(-1, targets.positions, logits.shape[-1])
     return Reading(h[0], log_probability(logits, targets), h[1:])
 
 

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
+from smda_jax.model.attention import Packing, Past, mix
 from smda_jax.model.config import ModelConfig
+from smda_jax.model.precision import wide
 from smda_jax.pytree import pytree
 
 # Operation of a block -> the input it reads. Operations that share an input are listed under one name.
@@ -64,13 +65,6 @@ class Params:
     blocks: Block
     final_norm: Float[Array, " hidden"]
     unembed: Float[Array, "vocab hidden"] | None
-
-
-class Past(NamedTuple):
-    """Rotated keys and values of the tokens that come before every row of a batch and are the same for all of them."""
-
-    k: Float[Array, "past kv_head head_dim"]
-    v: Float[Array, "past kv_head head_dim"]
 
 
 # (element of the tap tree, operation's input) -> what is added to the operation's output
@@ -130,58 +124,10 @@ def head_zeros(config: ModelConfig, *lead: int, dtype: Any) -> dict[str, Array]:
     return {name: jnp.zeros((*lead, width), dtype) for name, width in widths.items()}
 
 
-def wide(dtype: Any) -> Any:
-    """Precision of norms, softmax and losses: at least float32."""
-    return jnp.float64 if dtype == jnp.float64 else jnp.float32
-
-
 def unit_rms(x: Float[Array, "... hidden"], eps: float) -> Float[Array, "... hidden"]:
     """RMSNorm without its scale, computed in at least float32 and cast back (as transformers does)."""
     x_wide = x.astype(wide(x.dtype))
     return (x_wide * jax.lax.rsqrt(jnp.mean(x_wide**2, axis=-1, keepdims=True) + eps)).astype(x.dtype)
-
-
-def rotary(config: ModelConfig, start: int, tokens: int, dtype: Any) -> tuple[Array, Array]:
-    """Cosine and sine tables `[token, 1, half_head]` of positions start, start+1, ...; angles in float64 on the host."""
-    angle = np.arange(start, start + tokens)[:, None] * config.rope.frequencies(config.head_dim)
-    return jnp.asarray(np.cos(angle)[:, None], dtype), jnp.asarray(np.sin(angle)[:, None], dtype)
-
-
-def rotate(x: Float[Array, "row token head half2"], cos: Array, sin: Array) -> Float[Array, "row token head half2"]:
-    """Half-split rotation (the layout of Hugging Face checkpoints)."""
-    a, b = jnp.split(x, 2, axis=-1)
-    cos, sin = cos[None], sin[None]
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-
-
-def attention(
-    config: ModelConfig,
-    q: Float[Array, "row token head head_dim"],
-    k: Float[Array, "row token kv_head head_dim"],
-    v: Float[Array, "row token kv_head head_dim"],
-    past: Past | None,
-) -> Float[Array, "row token mixed"]:
-    """Causal grouped-query attention in plain `jnp`: fused attention is a custom_vjp and refuses forward mode.
-
-    Rows are padded on the right, so the causal mask alone keeps padding out of every real token.
-    """
-    tokens, before = q.shape[1], 0 if past is None else past.k.shape[0]
-    if past is not None:
-        # A copy for each row is less to move than scores joined, and probabilities cut, at the same place.
-        k, v = (
-            jnp.concatenate([jnp.broadcast_to(old[None], (len(own), *old.shape)), own], axis=1)
-            for old, own in ((past.k, k), (past.v, v))
-        )
-    # Heads that share keys in one product, and heads before tokens: fewer and larger products, and in tangents no transposes.
-    q = rearrange(q, "row token (kv_head group) head_dim -> row kv_head (group token) head_dim", kv_head=config.kv_heads)
-    k, v = (rearrange(x, "row token kv_head head_dim -> row kv_head token head_dim") for x in (k, v))
-    distance = np.arange(before, before + tokens)[:, None] - np.arange(before + tokens)
-    seen = (distance >= 0) & (distance < (config.window or distance.size + 1))
-    seen = jnp.asarray(np.tile(seen, (config.heads // config.kv_heads, 1)))
-    scores = jnp.einsum("rkqh,rksh->rkqs", q, k).astype(wide(q.dtype)) * config.head_dim**-0.5
-    p = jax.nn.softmax(jnp.where(seen[None, None], scores, -jnp.inf), axis=-1).astype(q.dtype)
-    mixed = jnp.einsum("rkqs,rksh->rkqh", p, v)
-    return rearrange(mixed, "row kv_head (group token) head_dim -> row token (kv_head group head_dim)", token=tokens)
 
 
 def block(
@@ -191,12 +137,16 @@ def block(
     taps: dict[str, Any],
     rule: TapRule = NO_TAPS.rule,
     past: Past | None = None,
-) -> tuple[dict[str, Array], tuple[Array, Array], dict[str, Array]]:
+    packing: Packing | None = None,
+    ends: Int[Array, "row position"] | None = None,
+) -> tuple[dict[str, Array], Past | None, dict[str, Array]]:
     """One transformer block.
 
+    `ends` are the only tokens of each row that its output is asked for: what mixes no tokens is done at these alone.
+
     Returns:
-        the streams a reader can ask for, by the names in `SITES`; rotated keys and values of these tokens, for `Past`; and the
-        input of every operation (`LINEAR` and `SCALE` say which operation reads which).
+        the streams a reader can ask for, by the names in `SITES`; keys and values of row 0 (None where rows are packed); and
+        the input of every operation (`LINEAR` and `SCALE` say which operation reads which).
     """
     inputs: dict[str, Array] = {}
 
@@ -215,17 +165,17 @@ def block(
     def heads(x: Array) -> Array:
         return rearrange(x, "row token (head head_dim) -> row token head head_dim", head_dim=config.head_dim)
 
-    start = 0 if past is None else past.k.shape[0]
-    cos, sin = rotary(config, start, x.shape[1], x.dtype)
     a = scale("attn_norm", unit_rms(x, config.norm_eps))
-    k, v = rotate(heads(linear("k", a)), cos, sin), heads(linear("v", a))
-    mixed = attention(config, rotate(heads(linear("q", a)), cos, sin), k, v, past)
+    q, k, v = (heads(linear(name, a)) for name in ("q", "k", "v"))
+    mixed, own = mix(config, q, k, v, past, packing)
+    if ends is not None:
+        x, mixed = at_tokens(x, ends), at_tokens(mixed, ends)
     attn_out = linear("o", mixed)
     middle = x + attn_out
     m = scale("mlp_norm", unit_rms(middle, config.norm_eps))
     mlp_out = linear("down", jax.nn.silu(linear("gate", m)) * linear("up", m))
     streams = {"resid_pre": x, "attn_out": attn_out, "mlp_out": mlp_out, "resid_post": middle + mlp_out}
-    return streams, (k, v), inputs
+    return streams, own, inputs
 
 
 def embed(params: Params, tokens: Int[Array, "row token"], taps: TapSource = NO_TAPS) -> Float[Array, "row token hidden"]:
@@ -248,24 +198,24 @@ class Hidden(NamedTuple):
     """What `run_blocks` returns.
 
     Attributes:
-        x: the last residual stream.
+        x: the last residual stream, at the tokens asked for.
         read: the stream asked for, at each layer asked for.
         kept: inputs of operations that were asked for, and `resid_pre`, the input of the block itself.
-        past: keys and values of row 0.
+        past: keys and values of row 0; None where rows are packed.
     """
 
-    x: Float[Array, "row token hidden"]
-    read: Float[Array, "layer row hidden"] | None
+    x: Float[Array, "row token_or_position hidden"]
+    read: Float[Array, "layer row position hidden"] | None
     kept: dict[str, Float[Array, "layer row token _"]]
-    past: Past
+    past: Past | None
 
 
 class Read(NamedTuple):
-    """What to read on the way: a stream of `SITES`, after some layers, at one token of each row."""
+    """What to read on the way: a stream of `SITES`, after some layers, at some tokens of each row."""
 
     stream: str
     layers: tuple[int, ...]
-    at: Int[Array, " row"]
+    at: Int[Array, "row position"]
 
 
 EVERY_INPUT = (*SCALE.values(), *dict.fromkeys(LINEAR.values()))
@@ -280,6 +230,8 @@ def run_blocks(
     read: Read | None = None,
     keep: tuple[str, ...] = (),
     past: Past | None = None,
+    packing: Packing | None = None,
+    ends: Int[Array, "row position"] | None = None,
 ) -> Hidden:
     """All blocks of `params` under `lax.scan`.
 
@@ -288,28 +240,37 @@ def run_blocks(
         params: of the model; `params.blocks` may hold the first few layers only.
         x: residual stream before the first block.
         taps: added to the operations' outputs.
-        read: asks for a stream at one token per row.
+        read: asks for a stream at some tokens.
         keep: inputs of operations to return, from `EVERY_INPUT`, and `resid_pre`.
         past: keys and values, layer axis first, of tokens that come before every row.
+        packing: of `x`, whose rows then are lanes.
+        ends: tokens of each row at which alone the last stream is asked for; default all.
     """
+    count = params.blocks.attn_norm.shape[0]
     layers = None if read is None else jnp.asarray(read.layers)
 
-    def body(carry: tuple[Array, Array | None], xs: tuple[Any, ...]) -> tuple[tuple[Array, Array | None], Any]:
+    def body(
+        carry: tuple[Array, Array | None], xs: tuple[Any, ...], ends: Array | None = None
+    ) -> tuple[tuple[Array, Array | None], Any]:
         x, h = carry
         index, p, tap, before = xs
-        streams, (k, v), inputs = block(config, p, x, taps.layer(p, tap), taps.rule, before)
+        streams, own, inputs = block(config, p, x, taps.layer(p, tap), taps.rule, before, packing, ends)
         if read is not None and h is not None and layers is not None:
-            h = jnp.where((layers == index)[:, None, None], at_token(streams[read.stream], read.at)[None], h)
+            h = jnp.where((layers == index)[:, None, None, None], at_tokens(streams[read.stream], read.at)[None], h)
         kept = {name: (inputs | {"resid_pre": x})[name] for name in keep}
-        return (streams["resid_post"], h), (kept, Past(k[0], v[0]))
+        return (streams["resid_post"], h), (kept, own)
 
-    count = params.blocks.attn_norm.shape[0]
-    h = None if read is None else jnp.zeros((len(read.layers), *x[:, 0].shape), x.dtype)
+    h = None if read is None else jnp.zeros((len(read.layers), *read.at.shape, x.shape[-1]), x.dtype)
     xs = (jnp.arange(count), params.blocks, taps.tree["blocks"], past)
     # Backwards, what lies between products is computed again: that is less to keep by half, and faster than keeping it.
     cheap = jax.checkpoint(body, prevent_cse=False, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
-    (x, h), (kept, own) = jax.lax.scan(cheap, (x, h), xs)
-    return Hidden(x, h, kept, own)
+    if ends is None or keep or (read is not None and count - 1 in read.layers):
+        (x, h), (kept, own) = jax.lax.scan(cheap, (x, h), xs)
+        return Hidden(x if ends is None else at_tokens(x, ends), h, kept, own)
+    most, last = (jax.tree.map(lambda leaf, part=part: leaf[part], xs) for part in (slice(-1), -1))
+    carry, _ = jax.lax.scan(cheap, (x, h), most)
+    (x, h), _ = cheap(carry, last, ends)
+    return Hidden(x, h, {}, None)
 
 
 def up_to(params: Params, layer: int) -> Params:

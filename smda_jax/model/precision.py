@@ -29,3 +29,8 @@ def numerics(dtype: Any) -> Iterator[None]:
         jax.default_matmul_precision("default" if dtype == jnp.bfloat16 else "highest"),
     ):
         yield
+
+
+def wide(dtype: Any) -> Any:
+    """Precision of norms, softmax and losses: at least float32."""
+    return jnp.float64 if dtype == jnp.float64 else jnp.float32

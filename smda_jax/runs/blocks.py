@@ -9,7 +9,14 @@ import optax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from smda_jax.data.batches import LengthBlock, blocks_by_length, blocks_of_tails, scored_positions, shared_pair_length
+from smda_jax.data.batches import (
+    LaneBlock,
+    LengthBlock,
+    blocks_by_length,
+    packed_blocks,
+    scored_positions,
+    shared_pair_length,
+)
 from smda_jax.errors import InputError
 from smda_jax.jacobian import passes, programs, pull
 from smda_jax.jacobian.evaluation import Evaluation
@@ -17,6 +24,7 @@ from smda_jax.jacobian.factors import Factors, PairStatistics
 from smda_jax.jacobian.passes import Delta, Update
 from smda_jax.jacobian.plan import Plan
 from smda_jax.jacobian.programs import TooLargeError
+from smda_jax.jacobian.query import Query
 from smda_jax.jacobian.rule import finite_by_rule
 from smda_jax.model.mesh import fetch
 from smda_jax.runs.config import Attribute
@@ -50,11 +58,12 @@ class Blocks:
             yield f"pairs-{index:06d}", part.rows
 
     @cached_property
-    def _blocks(self) -> list[LengthBlock]:
+    def _blocks(self) -> list[LengthBlock] | list[LaneBlock]:
         lengths, most = [len(t.ids) for t in self.inputs.pair_tokens], self.plan.pair_block
         worth = programs.worth(self.inputs.model.config, 3)
-        if self.plan.keep == "score":
-            return list(blocks_of_tails(lengths, self._shared, most, worth))
+        # A normalised step needs the gradients' norms, so that they are formed.
+        if self.plan.engine == "query" and self.plan.keep == "score" and not self.update.normalised:
+            return passes.pair_blocks(self.inputs.pair_tokens, most, self.config.loss_scope)
         # Reverse pulls every prompt back once per block, and groups the pairs in a block by length itself.
         return list(blocks_by_length(lengths, most, np.inf if self.plan.engine == "reverse" else worth))
 
@@ -62,9 +71,10 @@ class Blocks:
     def _scored(self) -> dict[int, int]:
         """Most scored positions of each width of pairs: what every block of the width makes room for."""
         most: dict[int, int] = {}
-        for rows, width, _ in self._blocks:
-            own = [len(scored_positions(self.inputs.pair_tokens[i], self.config.loss_scope)) for i in rows]
-            most[width] = max(most.get(width, 0), *own)
+        for block in self._blocks:
+            assert isinstance(block, LengthBlock)
+            own = [len(scored_positions(self.inputs.pair_tokens[i], self.config.loss_scope)) for i in block.rows]
+            most[block.width] = max(most.get(block.width, 0), *own)
         return most
 
     @cached_property
@@ -122,6 +132,7 @@ class Blocks:
             missing = np.setdiff1d(np.arange(prompts), list(done[name]))
             if not len(missing):
                 continue
+            assert isinstance(block, LengthBlock)
             share = len(rows) / len(self.inputs.pairs)
             steps, statistics, back = self._factors(block)
             estimate = self.seconds * share * len(missing) / prompts
@@ -205,12 +216,10 @@ class Blocks:
         for start in range(0, len(missing), f.at_a_time):
             ids = missing[start : start + f.at_a_time]
             queries = f.pull(self.evaluation, ids, self.update.scaling, self.plan.block)
-            for (name, rows), (_, width, size) in zip(self, self._blocks, strict=True):
+            for (name, rows), block in zip(self, self._blocks, strict=True):
                 if set(ids) <= done[name]:
                     continue
-                tokens = [self.inputs.pair_tokens[i] for i in rows]
-                shape = {"width": width, "rows": size, "positions": self._scored[width]}
-                values, statistics = self._ask(tokens, queries, shape)
+                values, statistics = self._ask(block, queries)
                 fine = np.isfinite(values).all(axis=0) & np.isfinite(statistics.loss)
                 self._refuse(rows, fine, "its loss, gradient or step")
                 self.run.save_part(
@@ -219,21 +228,37 @@ class Blocks:
                 )
                 advance(len(rows) / len(self.inputs.pairs) * len(ids) / f.count)
 
-    def _ask(self, tokens: list, queries: tuple, shape: dict[str, int]) -> tuple[np.ndarray, PairStatistics]:
+    def _ask(self, block: LengthBlock | LaneBlock, queries: tuple[Query, ...]) -> tuple[np.ndarray, PairStatistics]:
+        """Every functional's change under each pair of a block; where it is too large for memory, by halves."""
+        model, scope = self.inputs.model, self.config.loss_scope
+        tokens = [self.inputs.pair_tokens[i] for i in block.rows]
         try:
-            values, statistics = passes.answer(
-                self.inputs.model, tokens, queries, self.update, self.config.loss_scope, shared=self._shared,
-                norms=not self.questions.scores_only, **shape,
-            )  # fmt: skip
+            if isinstance(block, LaneBlock):
+                how = {"shape": block.shape, "shared": self._shared}
+                found = [passes.along(model, tokens, q, self.update.learning_rate, scope, **how) for q in queries]
+                values, statistics = [v for v, _ in found], found[0][1]
+            else:
+                shape = {"width": block.width, "rows": block.size, "positions": self._scored[block.width]}
+                values, statistics = passes.answer(model, tokens, queries, self.update, scope, **shape)
             statistics = PairStatistics(*(v.astype(np.float64) for v in statistics))
             return np.concatenate(values).astype(np.float64), statistics
         except TooLargeError:
-            if shape["rows"] == 1:
+            if len(tokens) == 1:
                 raise
-            half = -(-shape["rows"] // 2)
-            parts = [self._ask(some, queries, shape | {"rows": half}) for some in (tokens[:half], tokens[half:]) if some]
-            statistics = PairStatistics(*(np.concatenate(v) for v in zip(*(s for _, s in parts), strict=True)))
-            return np.concatenate([v for v, _ in parts], axis=1), statistics
+        half = -(-len(tokens) // 2)
+        parts = [self._ask(self._part(block, some), queries) for some in (block.rows[:half], block.rows[half:])]
+        statistics = PairStatistics(*(np.concatenate(v) for v in zip(*(s for _, s in parts), strict=True)))
+        return np.concatenate([v for v, _ in parts], axis=1), statistics
+
+    def _part(self, block: LengthBlock | LaneBlock, rows: np.ndarray) -> LengthBlock | LaneBlock:
+        """Some pairs of a block as a block of their own."""
+        if isinstance(block, LengthBlock):
+            return block._replace(rows=rows, size=-(-block.size // 2))
+        tokens, scope = [self.inputs.pair_tokens[i] for i in rows], self.config.loss_scope
+        lengths = [len(t.ids) - self._shared for t in tokens]
+        scored = [len(scored_positions(t, scope)) for t in tokens]
+        (own,) = packed_blocks(lengths, len(rows), block.shape.lanes, scored)
+        return own._replace(rows=rows[own.rows])
 
     def _refuse(self, rows: np.ndarray, fine: np.ndarray, what: str) -> None:
         if not fine.all():
