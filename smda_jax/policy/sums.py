@@ -60,6 +60,9 @@ class Answers(NamedTuple):
         return np.einsum("ck,cpk->cp", self.W, np.asarray(self.delta_w_x) + np.asarray(self.delta_w_y))
 
 
+TOGETHER = 8  # pairs
+
+
 @in_float64
 @jax.jit
 def accumulate(
@@ -69,23 +72,32 @@ def accumulate(
     delta_y: Float[Any, "pair prompt"],
     weights: Float[Any, "weighting prompt"],
 ) -> Sums:
-    """Sums of every weighting. All pairs' changes are read once."""
+    """Sums of every weighting. All pairs' changes are read once, a few pairs' side by side: one product each serves them."""
+    pairs, prompts, features = delta_x.shape
+    spare = -pairs % TOGETHER
+    grouped = [
+        jnp.pad(leaf, ((0, spare), *[(0, 0)] * (leaf.ndim - 1))).reshape(-1, TOGETHER, *leaf.shape[1:])
+        for leaf in (delta_x, delta_y)
+    ]
 
     def base(w: Array) -> tuple[Array, ...]:
         Xw = X * w[:, None]
         return w.sum(), w @ X, w @ Y, X.T @ Xw, Xw.T @ Y, w @ (Y * Y)
 
-    def of_pair(change: tuple[Array, Array]) -> tuple[Array, ...]:
-        dX, dY = change
+    def of_pairs(change: tuple[Array, Array]) -> tuple[Array, ...]:
+        dX, dY = jnp.moveaxis(change[0], 0, 1).reshape(prompts, -1), change[1]
 
         def one(w: Array) -> tuple[Array, ...]:
             Xw = X * w[:, None]
-            return dX.T @ w, dY @ w, dX.T @ Xw, dX.T @ (w * Y), Xw.T @ dY
+            dx, dxx, dxy = w @ dX, Xw.T @ dX, (w * Y) @ dX
+            dxx = jnp.moveaxis(dxx.reshape(features, -1, features), 0, 2)
+            return dx.reshape(-1, features), dY @ w, dxx, dxy.reshape(-1, features), dY @ Xw
 
         return jax.lax.map(one, weights)
 
-    pairs = [jnp.moveaxis(leaf, 0, 1) for leaf in jax.lax.map(of_pair, (delta_x, delta_y))]
-    return Sums(*jax.lax.map(base, weights), *pairs)
+    # [group, weighting, pair of it, …] → [weighting, pair, …]
+    found = [jnp.moveaxis(leaf, 0, 1) for leaf in jax.lax.map(of_pairs, tuple(grouped))]
+    return Sums(*jax.lax.map(base, weights), *(leaf.reshape(len(leaf), -1, *leaf.shape[3:])[:, :pairs] for leaf in found))
 
 
 _ROUNDING = 1e-12  # share of a sum of squares that may be nothing but rounding
