@@ -16,7 +16,7 @@ from smda_jax.policy.agreement import rank_agreement
 from smda_jax.policy.curation import far_off_target
 from smda_jax.policy.gaps import gaps
 from smda_jax.policy.influence import Influence
-from smda_jax.policy.interference import correlations, cosines, explains, landing
+from smda_jax.policy.interference import correlations, cosines, explains, landing, typical
 from smda_jax.policy.pathways import pathways
 
 
@@ -86,7 +86,9 @@ def test_where_effects_fall(rng):
     got = landing(contribution, own)
     np.testing.assert_allclose(got[:2], [[0.375, 0.125, 0.5], [0.0, 0.0, 1.0]])
     assert np.isnan(got[2]).all()
-    np.testing.assert_allclose(landing(contribution, own, np.array([0, 2]))[0], [0.375, 0.5])
+    by_class = landing(contribution, np.array([[True, False], [True, False], [False, True]]))
+    np.testing.assert_allclose(by_class[0], [0.375, 0.125, 0.5])
+    assert np.isnan(by_class[1]).all()
     assert np.isnan(correlations(np.full((7, 2), [0.1, 0.3]))).all()
     off = np.array([0.1, 0.2, np.nan, 0.9, 0.9])
     assert far_off_target(off, ["a", "a", "a", "a", "b"], 0.6).tolist() == [False, False, False, True, False]
@@ -95,6 +97,13 @@ def test_where_effects_fall(rng):
     np.testing.assert_allclose(
         cosines(columns)[1, 4], columns[:, 1] @ columns[:, 4] / np.prod(np.linalg.norm(columns[:, [1, 4]], axis=0))
     )
+
+
+def test_features_of_a_category_are_those_active_on_half_of_its_prompts():
+    active = np.array([[True, False], [True, True], [False, False], [True, True]])
+    features, has = typical(active, ["a", "a", "a", None], ["a", "b", None, "a"])
+    assert features.tolist() == [[True, False], [False, False], [False, False], [True, False]]
+    assert has.tolist() == [True, False, False, True]
 
 
 def test_geometry_explains_what_it_made_and_nothing_else(rng):

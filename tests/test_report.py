@@ -69,7 +69,9 @@ def test_a_redacted_page_holds_no_text(hostile):
     found = read_run(hostile)
     assert "window.hacked" in json.dumps(content(found)["pairs"])
     left = content(found, redact=True)
-    assert "window.hacked" not in json.dumps([left["pairs"]["prompt"], left["pairs"]["response"], left["candidates"]["prompt"]])
+    texts = [left["pairs"]["prompt"], left["pairs"]["response"], left["candidates"]["prompt"], left["category_prompts"]["prompt"]]
+    assert "window.hacked" in json.dumps(content(found)["category_prompts"]["prompt"])
+    assert "window.hacked" not in json.dumps(texts)
 
 
 def test_what_the_page_holds_is_what_the_tables_say(hostile):
@@ -143,6 +145,36 @@ def test_no_text_of_a_data_set_acts(opened):
     assert page.evaluate("window.hacked") is None
     assert page.query_selector_all("main img, main script, main a[href^=javascript]") == []
     assert "</script>" in page.inner_text("#pairs")
+    assert trouble == []
+
+
+@browser
+def test_a_category_shows_its_prompts_and_an_address_opens_what_it_names(opened, hostile):
+    page, trouble = opened
+    page.click("#gaps tbody tr >> nth=0")
+    assert page.inner_text("#dialog-title").startswith("Category c")
+    asked = pq.read_table(hostile / "prompts.parquet").to_pydict()
+    name = page.inner_text("#dialog-title").removeprefix("Category ")
+    known = [t for t, c in zip(asked["prompt"], asked["category"], strict=True) if c.split()[0] == name.split()[0]]
+    shown = [cell.inner_text() for cell in page.query_selector_all("dialog td.wide")]
+    assert "window.hacked" in shown[0]
+    assert {" ".join(t.split()) for t in shown[: len(known)]} <= {" ".join(t.split()) for t in asked["prompt"]}
+    there = page.url
+    page.keyboard.press("Escape")
+    assert "#category=" in there
+    assert "#" not in page.url
+    for hash_, title in ((there.partition("#")[2], f"Category {name.split()[0]}"), ("pair=zz", None), ("feature=abc", None)):
+        page.evaluate(f"location.hash = {json.dumps(hash_)}")
+        page.wait_for_timeout(100)
+        assert page.is_visible("dialog") == (title is not None)
+        if title:
+            assert page.inner_text("#dialog-title").startswith(title)
+            page.keyboard.press("Escape")
+    pair = pq.read_table(hostile / "pairs.parquet")["pair_id"][1].as_py()
+    page.evaluate(f"location.hash = 'pair={pair[:12]}'")
+    page.wait_for_selector(f"dialog h3:has-text('Pair {pair[:8]}')")
+    page.keyboard.press("Escape")
+    assert page.evaluate("window.hacked") is None
     assert trouble == []
 
 

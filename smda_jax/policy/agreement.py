@@ -5,7 +5,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.stats import kendalltau, spearmanr
 
 
@@ -35,6 +35,14 @@ class Agreement(NamedTuple):
     expected: float
 
 
+def classes_of(label: Sequence[str | None]) -> dict[str, Int[np.ndarray, " row"]]:
+    """Rows of `all`, and of every class where there are several; what has no label is `unlabelled`."""
+    named = np.array([x or "unlabelled" for x in label])
+    rows = {"all": np.arange(len(named))}
+    names = list(dict.fromkeys(named.tolist()))
+    return rows if len(names) < 2 else rows | {name: np.flatnonzero(named == name) for name in names}
+
+
 def rank_agreement(
     figures: Mapping[str, Float[np.ndarray, " pair"]], label: Sequence[str | None], top: int = 10
 ) -> list[Agreement]:
@@ -42,14 +50,10 @@ def rank_agreement(
 
     A pair without one of the two (NaN) takes no part in their comparison.
     """
-    classes = {"all": np.ones(len(label), bool)}
-    names = list(dict.fromkeys(x or "unlabelled" for x in label))
-    if len(names) > 1:
-        classes |= {name: np.array([(x or "unlabelled") == name for x in label]) for name in names}
     rows = []
-    for among, own in classes.items():
+    for among, own in classes_of(label).items():
         for (name, a), (other, b) in combinations(figures.items(), 2):
-            known = own & ~np.isnan(a) & ~np.isnan(b)
+            known = own[~np.isnan(a[own]) & ~np.isnan(b[own])]
             rows.append(Agreement(among, name, other, *_agree(a[known], b[known], top)))
     return rows
 

@@ -1,5 +1,6 @@
 """Where a pair's effect falls: its dominant feature, and the share outside the features of its own prompt."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,21 +36,29 @@ def separation_auc(suspicion: Float[np.ndarray, " pair"], planted: Bool[np.ndarr
 
 
 def landing(
-    contribution: Float[np.ndarray, "pair feature"],
-    own: Bool[np.ndarray, "pair feature"],
-    among: Int[np.ndarray, " some"] | None = None,
-) -> Float64[np.ndarray, "own some"]:
-    """Where the effect of pairs falls whose own prompt has a feature: mean share of Σ|contribution| on each feature.
+    contribution: Float[np.ndarray, "pair feature"], member: Bool[np.ndarray, "pair group"]
+) -> Float64[np.ndarray, "group feature"]:
+    """Where the effect of groups of pairs falls: mean share of Σ|contribution| on each feature.
 
-    A row adds up to one if all features are compared, rather than those `among` them; NaN where no pair that moves anything has
-    the feature.
+    A group may be the pairs whose own prompt has some feature, or those of a class or category. A row adds up to one; NaN where
+    no pair of the group moves anything.
     """
     size = np.abs(np.asarray(contribution, np.float64))
-    some = np.arange(size.shape[1]) if among is None else among
     moves = size.sum(axis=1) > 0
-    share = size[moves][:, some] / size[moves].sum(axis=1, keepdims=True)
+    share, inside = size[moves] / size[moves].sum(axis=1, keepdims=True), member[moves].astype(np.float64)
     with np.errstate(invalid="ignore"):
-        return own[moves][:, some].T.astype(np.float64) @ share / own[moves][:, some].sum(axis=0)[:, None]
+        return inside.T @ share / inside.sum(axis=0)[:, None]
+
+
+def typical(
+    active: Bool[np.ndarray, "prompt feature"], group: Sequence[str | None], asked: Sequence[str | None]
+) -> tuple[Bool[np.ndarray, "pair feature"], Bool[np.ndarray, " pair"]]:
+    """Features active on at least half of the prompts of a pair's group, and which pairs' group has any prompt."""
+    of = {name: active[[g == name for g in group]] for name in set(asked) - {None}}
+    known = {name: rows.mean(axis=0) >= 0.5 for name, rows in of.items() if len(rows)}
+    nothing = np.zeros(active.shape[1], bool)
+    has = np.array([name in known for name in asked], bool)
+    return np.stack([known.get(name, nothing) for name in asked]), has  # type: ignore[call-overload]
 
 
 def correlations(columns: Float[np.ndarray, "row feature"]) -> Float64[np.ndarray, "feature feature2"]:

@@ -14,6 +14,7 @@ from smda_jax.runs.columns import COLUMNS, SWEEP_COLUMNS
 
 PAIRS, CELLS = 1_000, 120_000  # pairs, and pairs x features, that a page holds: of more, those with the largest |score|
 FEATURES = 200  # whose prompts a page holds: of more, those with the largest share of the shifts
+EXAMPLES = 10  # prompts of a category from either end
 TEXT = 2_000  # characters of a prompt or response that a page holds
 
 Columns = dict[str, list[Any]]
@@ -127,6 +128,8 @@ def content(run: Run, *, redact: bool = False) -> dict[str, Any]:
         "delta_w": {k: _matrix(v) for k, v in run.delta_w.items()},
         "pair_order": run.pair_order.tolist(), "feature_order": run.feature_order.tolist(),
         "gaps": _short(run.tables["gaps.parquet"]), "gap_features": _short(run.tables["gap_features.parquet"]),
+        "category_prompts": _short(_of_categories(run, redact)),
+        "landing": _short(_of_strongest(run, run.tables.get("landing.parquet", {}))),
         "interference": _short(run.tables.get("interference.parquet", {})),
         "agreement": _short(run.tables["agreement.parquet"]),
         "candidates": _short(candidates), "verify": _short(run.tables.get("verify.parquet", {})),
@@ -147,6 +150,20 @@ def _totals(run: Run) -> dict[str, Any]:
     label = [x or "unlabelled" for x in pairs["label"]]
     scores = {name: [_figure(s) for s, own in zip(pairs["score"], label, strict=True) if own == name] for name in run.classes}
     return {**counts, "scores": scores, "sure": "flag_stability" in pairs}
+
+
+def _of_categories(run: Run, redact: bool) -> Columns:
+    """Some prompts of every category: those that the policy knows least of, as many promised too much as too little."""
+    table = run.tables["prompts.parquet"]
+    residual = np.array(table["y"]) - np.array(table["prediction"])
+    category, rows = np.array([c or "" for c in table["category"]]), []
+    for name in dict.fromkeys(run.tables["gaps.parquet"]["category"]):
+        own = np.flatnonzero(category == name)
+        order = own[np.argsort(residual[own], kind="stable")]
+        rows += order.tolist() if len(order) <= 2 * EXAMPLES else [*order[:EXAMPLES].tolist(), *order[-EXAMPLES:].tolist()]
+    names = ("category", "prompt_id", "refused", "y", "prediction", "prompt")
+    out = {key: [table[key][i] for i in rows] for key in names} | {"residual": residual[rows].tolist()}
+    return _cut(out | {"prompt": [None] * len(rows)} if redact else out)
 
 
 def _of_strongest(run: Run, table: Columns) -> Columns:

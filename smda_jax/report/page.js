@@ -140,10 +140,22 @@ function table(parent, name, rows, columns, open, step = 40) {
 }
 
 // --- drill-down ---------------------------------------------------------------------------------------------------------------
+// What is open stands in the address, so that it can be linked to: #pair=…, #feature=…, #category=….
 let shownIn = [], visited = [];
-dialog.addEventListener("close", () => { visited = []; });
-function show(again, title, ...parts) {
+const address = (hash) => { try { history.replaceState(null, "", hash || location.pathname); } catch { /* some places have none */ } };
+dialog.addEventListener("close", () => { visited = []; address(""); });
+function follow(hash) {
+  let id = "";
+  try { id = decodeURIComponent(hash.slice(hash.indexOf("=") + 1)); } catch { return; }
+  const pair = hash.startsWith("#pair=") && id && PAIRS.find((p) => p.pair_id.startsWith(id)), gap = hash.startsWith("#category=") && GAPS.find((g) => g.category === id);
+  if (pair) showPair(pair);
+  else if (gap) showCategory(gap);
+  else if (hash.startsWith("#feature=")) showFeature(Number(id));
+}
+addEventListener("hashchange", () => follow(location.hash));
+function show(again, hash, title, ...parts) {
   visited.push(again);
+  address(hash);
   for (const node of shownIn) { figures.delete(node); Plotly.purge(node); }
   const inside = el("div");
   dialog.replaceChildren(
@@ -162,10 +174,10 @@ const facts = (list) => el("p", {}, list.filter(Boolean).join(" · "));
 const quote = (text) => el("blockquote", {}, text ?? "(the text was left out)");
 function showPair(p) {
   const i = PAIRS.indexOf(p);
-  show(() => showPair(p), `Pair ${pairName(p)}: ${classOf(p)}`,
+  show(() => showPair(p), `#pair=${p.pair_id.slice(0, 16)}`, `Pair ${pairName(p)}: ${classOf(p)}`,
     facts([`score ${signed(p.score)}${known(p.score_low) ? ` (${signed(p.score_low)} … ${signed(p.score_high)})` : ""}`,
       known(p.mean_delta_y) && `mean ΔY ${signed(p.mean_delta_y)} nats`, `loss ${number(p.loss)}`,
-      known(p.off_target_share) && `off target ${percent(p.off_target_share)}`, known(p.through_x) && `through X ${percent(p.through_x)}`,
+      known(p.off_target_share) && `off target ${percent(p.off_target_share)}${known(p.off_target_category) ? ` (by its category ${percent(p.off_target_category)})` : ""}`, known(p.through_x) && `through X ${percent(p.through_x)}`,
       p.flagged && `flagged by score${known(p.flag_stability) ? ` (stable ${percent(p.flag_stability)})` : ""}`,
       p.flagged_delta_y && `flagged by mean ΔY${known(p.flag_delta_y_stability) ? ` (stable ${percent(p.flag_delta_y_stability)})` : ""}`,
       p.category && `category ${p.category}`, p.planted && "planted"]),
@@ -195,7 +207,7 @@ function showFeature(id) {
   const candidates = rowsOf(D.candidates).filter((c) => c.feature_id === id);
   const movers = PAIRS.map((p, i) => ({ ...p, row: p, moved: total[i][k], delta_w: D.delta_w.value[i][k] }))
     .sort((a, b) => Math.abs(b.moved) - Math.abs(a.moved));
-  show(() => showFeature(id), `Feature ${id}${f.label ? `: ${f.label}` : ""}`,
+  show(() => showFeature(id), `#feature=${id}`, `Feature ${id}${f.label ? `: ${f.label}` : ""}`,
     facts([`W ${signed(f.weight)}${known(f.weight_low) ? ` (${signed(f.weight_low)} … ${signed(f.weight_high)}, sign stable in ${percent(f.sign_stability)})` : ""}`,
       `active on ${percent(f.active_share)} of the prompts`, `${percent(f.share)} of all shifts`, `through X ${percent(f.through_x)}`,
       `dominant in ${f.dominant_pairs} pairs`]),
@@ -209,6 +221,29 @@ function showFeature(id) {
       node.append(el("h3", {}, "Pairs that move it most"));
       table(node, "movers", movers, [["pair_id", "pair"], ["label", "class"], ["moved", "W·ΔW", signed], ["delta_w", "ΔW", signed], ["prompt", "prompt", null, true]]
         .map((c) => (c[0] === "pair_id" ? ["pair_id", "pair", (v) => v.slice(0, 8)] : c)), (r) => showPair(r.row), 15);
+    });
+}
+
+function showCategory(g) {
+  const prompts = rowsOf(D.category_prompts).filter((p) => p.category === g.category).map((p) => ({ ...p, refused: p.refused ? "yes" : "no", text: p.prompt ?? p.prompt_id }));
+  const carried = rowsOf(D.gap_features).filter((c) => c.category === g.category && known(c.carried)).sort((a, b) => Math.abs(b.carried) - Math.abs(a.carried))
+    .map((c) => ({ ...c, label: FEATURES[featureAt.get(c.feature_id)]?.label ?? null }));
+  const pairs = PAIRS.filter((p) => p.category === g.category);
+  show(() => showCategory(g), `#category=${encodeURIComponent(g.category)}`, `Category ${g.category}`,
+    facts([g.label, several(g.prompts, "prompt"), `${percent(g.refused)} refused`, `mean Y ${signed(g.y)} nats`, `policy ${signed(g.prediction)}`, `residual ${signed(g.residual)}`,
+      known(g.gap) && `gap ${signed(g.gap)}${known(g.gap_low) ? ` (${signed(g.gap_low)} … ${signed(g.gap_high)})` : ""}`]),
+    (node) => {
+      if (carried.length) {
+        node.append(el("h3", {}, "Features that carry the policy's part of the gap"));
+        table(node, "gap_features", carried, [["feature_id", "feature", String], ["label", "label"], ["carried", "carried, nats", signed]], (c) => showFeature(c.feature_id), 10);
+      }
+      node.append(el("h3", {}, "Prompts"), el("p", { class: "note" }, prompts.length < g.prompts ? `Of ${g.prompts}, those that the policy knows least of.` : ""));
+      table(node, "prompts", prompts, [["text", "prompt", null, true], ["refused", "refused"], ["y", "Y", signed], ["prediction", "policy", signed], ["residual", "residual", signed]], null, 20);
+      if (pairs.length) {
+        node.append(el("h3", {}, "Pairs of the category"));
+        table(node, "pairs", pairs.map((p) => ({ ...p, pair: p })), [["pair_id", "pair"], ["label", "class"], ["score", "score", signed], ["mean_delta_y", "mean ΔY", signed], ["prompt", "prompt", null, true]]
+          .map((c) => (c[0] === "pair_id" ? ["pair_id", "pair", (v) => v.slice(0, 8)] : c)), (r) => showPair(r.pair), 10);
+      }
     });
 }
 
@@ -304,9 +339,10 @@ function categories() {
     plot(at, [...bars, { type: "scatter", mode: "markers", name: "observed gap, 95 %", y: names, x: rows.map((g) => g.gap), marker: { color: style().ink, size: 9, symbol: "diamond" },
       error_x: { type: "data", symmetric: false, array: rows.map((g) => g.gap_high - g.gap), arrayminus: rows.map((g) => g.gap - g.gap_low), color: style().ink, width: 4 } }],
       { barmode: "relative", yaxis: { autorange: "reversed" }, xaxis: { title: { text: "mean Y less that of the label's other prompts, nats" } } });
+    at.on("plotly_click", (e) => showCategory(rows[e.points[0].pointNumber]));
   }, 150 + 34 * Math.min(40, GAPS.filter((g) => known(g.gap)).length));
   table(node, "gaps", GAPS, [["category", "category"], ["label", "label"], ["prompts", "prompts", String], ["refused", "refused", percent], ["y", "mean Y", signed],
-    ["prediction", "policy", signed], ["residual", "residual", signed], ["gap", "gap", signed], ["gap_low", "low", signed], ["gap_high", "high", signed]]);
+    ["prediction", "policy", signed], ["residual", "residual", signed], ["gap", "gap", signed], ["gap_low", "low", signed], ["gap_high", "high", signed]], showCategory);
 }
 function heatmaps() {
   if (!total) return;
@@ -371,6 +407,26 @@ function interference() {
       { xaxis: { tickvals: order.map((_, i) => i), ticktext: order.map((k) => String(ids[k])), tickangle: -60, showticklabels: n <= 80, showgrid: false },
         yaxis: { tickvals: order.map((_, i) => i), ticktext: n <= 80 ? names : [], autorange: "reversed", showgrid: false } });
   }, 560);
+  const groups = rowsOf(D.landing), kindsOf = [...new Set(groups.map((r) => r.kind))];
+  if (groups.length) {
+    let kind = kindsOf[0];
+    const by = el("div", { class: "row" });
+    node.append(el("h3", {}, "Where the effect of pairs falls"), by);
+    choose(by, "Pairs by", kindsOf.map((k) => [k, k]), (v) => { kind = v; redraw(); });
+    const redraw = figure(node, "landing", (at) => {
+      const own = groups.filter((r) => r.kind === kind), names = [...new Set(own.map((r) => r.group))];
+      const columns = D.feature_order.map((k) => FEATURES[k].feature_id).filter((id) => own.some((r) => r.feature_id === id));
+      const share = new Map(own.map((r) => [`${r.group}\n${r.feature_id}`, r.share]));
+      plot(at, [{ type: "heatmap", z: names.map((g) => columns.map((id) => share.get(`${g}\n${id}`))), x: columns.map((_, i) => i), y: names.map((_, i) => i), colorscale: [[0, "#f7f7f7"], [1, "#3a4f9a"]], zmin: 0, colorbar: { thickness: 12, tickformat: ".0%" },
+        customdata: names.map((g) => columns.map((id) => `${clean(short(g, 40))}<br>${clean(short(featureName(id), 50))}`)), hovertemplate: "%{customdata}<br>%{z:.1%} of the effect<extra></extra>" }],
+        { xaxis: { title: { text: "feature" }, tickvals: columns.map((_, i) => i), ticktext: columns.map(String), tickangle: -60, showticklabels: columns.length <= 80, showgrid: false },
+          yaxis: { tickvals: names.map((_, i) => i), ticktext: names.map((g) => clean(short(g, 26))), autorange: "reversed", showgrid: false } });
+      at.on("plotly_click", (e) => showFeature(columns[Math.round(e.points[0].x)]));
+    }, 140 + 22 * Math.min(30, Math.max(...kindsOf.map((k) => new Set(groups.filter((r) => r.kind === k).map((r) => r.group)).size))));
+    const detail = el("details", {}, el("summary", {}, "The figures behind it"));
+    table(detail, "landing", groups, [["kind", "by"], ["group", "group"], ["pairs", "pairs", String], ["feature_id", "feature", String], ["share", "share", percent], ["mean_contribution", "mean W·ΔW", signed]], (r) => showFeature(r.feature_id), 20);
+    node.append(detail);
+  }
   table(node, "interference", rows.filter((r) => r.feature_id !== r.other_id), [["feature_id", "feature", String], ["other_id", "other", String], ["co_shift", "co-shift", signed],
     ["landing", "landing", percent], ["encoder_cosine", "encoder cosine", signed], ["activation_correlation", "activations", signed]], (r) => showFeature(r.feature_id), 15);
 }
@@ -458,5 +514,6 @@ dialog.addEventListener("click", (e) => { if (e.target === dialog) dialog.close(
 requestAnimationFrame(() => setTimeout(() => {
   document.head.append(Object.assign(document.createElement("script"), { textContent: document.getElementById("plotly").textContent }));
   start();
+  follow(location.hash);
 }));
 for (const part of [overview, coefficients, categories, heatmaps, interference, pairs, agreement, trueSteps, rest]) part();

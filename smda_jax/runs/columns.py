@@ -34,6 +34,9 @@ COLUMNS: dict[str, dict[str, str]] = {
         "response_tokens": "tokens that the loss averages over",
         "dominant_feature": "feature of the largest |W[k] ΔW[k]|",
         "off_target_share": "share of Σ|W ΔW| on features that are not active on the pair's own prompt; empty if nothing moves",
+        "off_target_category": "the same share on features that are active on fewer than half of the evaluation prompts of the "
+        "pair's category; empty if there are none",
+        "off_target_label": "the same, of the evaluation prompts of the label that the pair's label begins with",
         "through_x": "share of Σ|W ΔW_X| + |W ΔW_Y| that goes through feature activations",
         "cancellation": "share that the two pathways take from each other: 0 where they agree in sign, 1 where they undo "
         "each other",
@@ -115,6 +118,14 @@ COLUMNS: dict[str, dict[str, str]] = {
         "category": "of prompts",
         "feature_id": "of the SAE",
         "carried": "W[k] (mean X[k] in the category − in the others), nats; adds up to the predicted gap",
+    },
+    "landing.parquet": {
+        "kind": "class or category of pairs",
+        "group": "which",
+        "pairs": "in it",
+        "feature_id": "of the SAE",
+        "share": "mean share of a pair's Σ|W ΔW| that falls on the feature; adds up to 1 over the features",
+        "mean_contribution": "mean W[k] ΔW[k] of its pairs",
     },
     "interference.parquet": {
         "feature_id": "of the SAE",

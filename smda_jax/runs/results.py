@@ -9,7 +9,7 @@ from smda_jax.data.records import Pairs
 from smda_jax.jacobian.evaluation import Evaluation
 from smda_jax.policy.gaps import gaps
 from smda_jax.policy.influence import Influence, decompose
-from smda_jax.policy.interference import Geometry, dominant_feature, off_target_share, separation_auc
+from smda_jax.policy.interference import Geometry, dominant_feature, separation_auc
 from smda_jax.runs import tables
 from smda_jax.runs.baselines import OwnPrompts, baselines
 from smda_jax.runs.blocks import Blocks
@@ -37,8 +37,6 @@ def results(
     shift = _shifts(c, e, policies, blocks, len(pairs))
     whole, ids, W = shift.influence.get("all"), np.array(e.feature_ids), policies["all"].W
     score, sure = shift.score["all"], shift.confidence.get("all")
-    dominant = None if whole is None else ids[dominant_feature(whole.contribution)]
-    off_target = np.full(len(pairs), np.nan) if whole is None else off_target_share(whole.contribution, own.active)
     for name, policy in policies.items():
         file = "policy.json" if name == "all" else f"policies/{name}.json"
         run.write_json(file, policy_json(c, e, policy, name, shift.confidence.get(name)))
@@ -59,12 +57,15 @@ def results(
     }  # fmt: skip
     if whole is not None:
         written["features.parquet"] = tables.feature_table(c, e, W, inputs.labels, pairs, whole, sure)
+        written["landing.parquet"] = tables.landing_table(whole, pairs, ids)
         written["interference.parquet"], geometry = tables.interference_table(e, whole, own.active, c.seed)
         run.write_tables("influence.parquet", tables.influence_rows(shift.influence, shift.confidence, pairs.ids, ids))
     for name, columns in written.items():
         run.write_table(name, columns)
     flags, planted = written["pairs.parquet"], np.array([bool(p) for p in pairs.planted])
     flagged, by_dy = flags["flagged"], flags["flagged_delta_y"]
+    off_target = flags["off_target_share"].to_numpy(zero_copy_only=False)
+    dominant = None if whole is None else ids[dominant_feature(whole.contribution)]
     counts = {
         "by_score": int(flagged.sum()), "by_mean_delta_y": int(by_dy.sum()), "planted": int(planted.sum()),
         "planted_by_mean_delta_y": int((by_dy & planted).sum()),

@@ -287,8 +287,8 @@ def show(folder: Path, console: Console) -> None:
     axes = [name for name in json.loads((folder / "sweep.json").read_text())["grid"]]
     figures = ("pairs_rank_correlation", "coefficients_rank_correlation", "r2_held_out", "median_score")
     table = Table(title="Share of the variance that goes with each axis", title_justify="left", box=box.SIMPLE_HEAD)
-    for name in ("axis", "values", *figures):
-        table.add_column(name, justify="left" if name == "axis" else "right")
+    for name in ("axis", "values", "pairs' ranks", "coefficients' ranks", "R² held out", "median score"):
+        table.add_column(name, justify="left" if name == "axis" else "right", overflow="fold")
     shares = {axis: [_explained(columns[axis], columns[f]) for f in figures] for axis in axes}
     for axis, own in sorted(shares.items(), key=lambda item: -np.nan_to_num(item[1]).max()):
         count = len(set(columns[axis]))

@@ -8,11 +8,20 @@ import pyarrow as pa
 
 from smda_jax.data.records import Pairs, Prompts
 from smda_jax.jacobian.evaluation import Evaluation
-from smda_jax.policy.agreement import rank_agreement
+from smda_jax.policy.agreement import classes_of, rank_agreement
 from smda_jax.policy.curation import far_off_target, misaligned
 from smda_jax.policy.gaps import Gap
 from smda_jax.policy.influence import Influence
-from smda_jax.policy.interference import Geometry, correlations, cosines, dominant_feature, explains, landing, off_target_share
+from smda_jax.policy.interference import (
+    Geometry,
+    correlations,
+    cosines,
+    dominant_feature,
+    explains,
+    landing,
+    off_target_share,
+    typical,
+)
 from smda_jax.policy.pathways import pathways
 from smda_jax.runs.baselines import BASELINES
 from smda_jax.runs.confidence import Confidence
@@ -20,6 +29,7 @@ from smda_jax.runs.config import Attribute
 from smda_jax.runs.inputs import Inputs
 from smda_jax.sae.encoder import directions
 
+OFF_TARGET = ("off_target_share", "off_target_category", "off_target_label")
 INTERFERING = 300  # features that are compared with each other: of more, those that shift most
 CANDIDATES = 10  # prompts of each kind that a feature is shown with
 
@@ -27,15 +37,6 @@ CANDIDATES = 10  # prompts of each kind that a feature is shown with
 def _real(values: Any) -> pa.Array:
     """Numbers; one that is not defined (NaN) is empty."""
     return pa.array(values, pa.float64(), from_pandas=True)
-
-
-def classes_of(label: list[str | None]) -> dict[str, np.ndarray]:
-    """Rows of `all`, and of every class where there are several."""
-    names = list(dict.fromkeys(x or "unlabelled" for x in label))
-    rows = {"all": np.arange(len(label))}
-    if len(names) > 1:
-        rows |= {name: np.flatnonzero([(x or "unlabelled") == name for x in label]) for name in names}
-    return rows
 
 
 def _texts(texts: list[str], redact: bool) -> pa.Array:
@@ -62,7 +63,7 @@ def pair_table(
     own: np.ndarray,
     sure: Confidence | None,
     redact: bool,
-) -> Mapping[str, Any]:
+) -> dict[str, Any]:
     """`pairs.parquet`; `own` says which features are active on each pair's own prompt."""
     pairs, ids = inputs.pairs, np.array(e.feature_ids)
     words, flagged = pa.string(), misaligned(score, pairs.label)
@@ -74,11 +75,16 @@ def pair_table(
         table |= {f"score_{end}": getattr(sure.score, end) for end in ("low", "high", "sign_stability")}
     table |= {name: _real(value) for name, value in simple.items()}
     off_target = np.full(len(pairs), np.nan)
-    table |= {"dominant_feature": pa.nulls(len(pairs), pa.int64()), "off_target_share": _real(off_target)}
+    table |= {"dominant_feature": pa.nulls(len(pairs), pa.int64())} | dict.fromkeys(OFF_TARGET, _real(off_target))
     if influence is not None:
         off_target, dominant = off_target_share(influence.contribution, own), dominant_feature(influence.contribution)
         moves = ~np.isnan(off_target)  # a pair that moves nothing has no dominant feature
         table |= {"dominant_feature": pa.array(ids[dominant], pa.int64(), mask=~moves), "off_target_share": _real(off_target)}
+        # A pair's label begins with that of its prompt: harmful_refusal.
+        groups = (inputs.prompts.category, pairs.category), (inputs.prompts.label, [x and x.split("_")[0] for x in pairs.label])
+        for name, (group, asked) in zip(OFF_TARGET[1:], groups, strict=True):
+            features, has = typical(e.active, group, asked)
+            table[name] = _real(np.where(has, off_target_share(influence.contribution, features), np.nan))
         table |= {name: _real(share) for name, share in pathways(influence, 1)._asdict().items()}
         table["unintended"] = moves & ~own[np.arange(len(pairs)), dominant]
     table["flagged"] = flagged
@@ -185,7 +191,7 @@ def interference_table(
     most = np.sort(np.argsort(-size, kind="stable")[:INTERFERING])
     ids = np.array(e.feature_ids)[most]
     matrices = {
-        "landing": landing(influence.contribution, own, most),
+        "landing": landing(influence.contribution, own[:, most])[:, most],
         "co_shift": correlations(influence.delta_w[:, most]), "encoder_cosine": cosines(directions(e.encoder)[:, most]),
         "activation_correlation": correlations(e.x[:, most]),
     }  # fmt: skip
@@ -197,6 +203,21 @@ def interference_table(
         name: explains(matrices[name], matrices["co_shift"], seed=seed) for name in ("encoder_cosine", "activation_correlation")
     }
     return table, tests
+
+
+def landing_table(influence: Influence, pairs: Pairs, ids: np.ndarray) -> Mapping[str, Any]:
+    """`landing.parquet`: where the effect of every class and every category of pairs falls."""
+    kinds = {"class": pairs.label, "category": pairs.category}
+    groups = {(kind, name): [x == name for x in own] for kind, own in kinds.items() for name in dict.fromkeys(own) if name}
+    member = np.array(list(groups.values()), bool).reshape(-1, len(pairs)).T
+    shares, W = landing(influence.contribution, member), influence.contribution
+    with np.errstate(invalid="ignore"):
+        mean = member.T.astype(np.float64) @ W / member.sum(axis=0)[:, None]
+    each = [pa.array(np.repeat([key[i] for key in groups] or [""], len(ids))[: shares.size], pa.string()) for i in (0, 1)]
+    return {
+        "kind": each[0], "group": each[1], "pairs": np.repeat(member.sum(axis=0), len(ids)),
+        "feature_id": np.tile(ids, len(groups)), "share": _real(shares.ravel()), "mean_contribution": _real(mean.ravel()),
+    }  # fmt: skip
 
 
 def agreement_table(pairs: Pairs, figures: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
