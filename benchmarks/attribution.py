@@ -32,7 +32,7 @@ import smda_jax as smda
 from smda_jax.data.batches import blocks_by_length
 from smda_jax.data.chat import PairTokens, PromptTokens
 from smda_jax.data.targets import Targets
-from smda_jax.jacobian import passes, plan, programs
+from smda_jax.jacobian import ask, passes, plan, programs
 from smda_jax.jacobian.evaluation import Evaluation, Model, encode, read_prompts
 from smda_jax.jacobian.passes import Update
 from smda_jax.jacobian.readout import Site
@@ -197,7 +197,7 @@ def main(b: Benchmark, write: bool = True) -> dict[str, Any]:
             dx[rows], dy[rows] = out.x[back], out.y[back]
         return dx, dy
 
-    def ask(keep: Any, count: int) -> np.ndarray:
+    def asked(keep: Any, count: int) -> np.ndarray:
         w = work(keep, count)
         p = plan.choose(w, limit, "query")
         u = W[None] if keep == "score" else np.eye(b.features)
@@ -208,19 +208,19 @@ def main(b: Benchmark, write: bool = True) -> dict[str, Any]:
         for start in range(0, len(u), group):
             part = slice(start, start + group)
             if keep == "score":
-                queries = (passes.pull_policy(e, wx, wy, block=p.block),)
+                queries = (ask.pull_policy(e, wx, wy, block=p.block),)
             else:
-                queries = tuple(passes.pull_policy(e, *w_, block=p.block) for w_ in ((wx[part], None), (None, wy[part])))
+                queries = tuple(ask.pull_policy(e, *w_, block=p.block) for w_ in ((wx[part], None), (None, wy[part])))
             out = [np.zeros((len(q.gradient.embed), count)) for q in queries]
             if keep == "score":
-                for rows, shape_ in passes.pair_blocks(everything[:count], p.pair_block):
+                for rows, shape_ in ask.pair_blocks(everything[:count], p.pair_block):
                     own = [everything[i] for i in rows]
-                    out[0][:, rows], _ = passes.along(model, own, queries[0], ETA, shape=shape_, shared=31)
+                    out[0][:, rows], _ = ask.along(model, own, queries[0], ETA, shape=shape_, shared=31)
             else:
                 lengths = [len(t.ids) for t in everything[:count]]
                 for rows, width, size in blocks_by_length(lengths, p.pair_block, programs.worth(config, 3)):
                     own = [everything[i] for i in rows]
-                    got, _ = passes.answer(model, own, queries, update, width=width, rows=size)
+                    got, _ = ask.answer(model, own, queries, update, width=width, rows=size)
                     for into, value in zip(out, got, strict=True):
                         into[:, rows] = value
             values.append(out)
@@ -237,13 +237,15 @@ def main(b: Benchmark, write: bool = True) -> dict[str, Any]:
         keep = name if name in ("score", "coefficients") else "active"
         chosen = "query" if keep == name else plan.choose(work("active", len(pairs)), limit, name).engine
         flop = plan.prices(work(keep, len(pairs)), limit)[chosen].total
-        call = partial(ask, keep, len(pairs)) if keep == name else partial(push, chosen)
+        call = partial(asked, keep, len(pairs)) if keep == name else partial(push, chosen)
         label = f"query: {name}" if keep == name else f"{name}: {chosen}" if name == "auto" else name
         found[name] = clock(label, call, flop)
         if loops is not None:
             loops()
     for count in b.query_pairs:
-        clock(f"query: score of {count}", partial(ask, "score", count), plan.prices(work("score", count), limit)["query"].total)
+        clock(
+            f"query: score of {count}", partial(asked, "score", count), plan.prices(work("score", count), limit)["query"].total
+        )
 
     full = next((found[k] for k in ("auto", "reverse", "forward") if k in found), None)
     if full is not None:

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from smda_jax.data.batches import packed_blocks, packed_pairs, packed_prompts, pair_batch, prompt_batch
+from smda_jax.data.batches import pair_batch, prompt_batch
+from smda_jax.data.lanes import packed_blocks, packed_pairs, packed_prompts
 from smda_jax.data.targets import Targets
-from smda_jax.jacobian import passes, query
+from smda_jax.jacobian import ask, query
 from smda_jax.jacobian.factors import factors
 from smda_jax.jacobian.finite import finite
 from smda_jax.jacobian.forward import forward
@@ -67,7 +68,7 @@ def main(c: DryRun) -> None:
     block = pair_batch(pairs, "response", 256, c.pairs)
     (tails,) = packed_blocks([len(p.ids) - 31 + 2 for p in prompts], c.prompts)
     packed = packed_prompts([prompts[i] for i in tails.rows], targets, tails.shape, 31)
-    (some,) = passes.pair_blocks(pairs, c.pairs)
+    (some,) = ask.pair_blocks(pairs, c.pairs)
     lane = packed_pairs([pairs[i] for i in some.rows], "response", some.shape, 31)
     print(f"{c.shape}, {c.dtype}: parameters {size(params):.1f} GiB; GiB of arguments and results of each program")
 

@@ -135,7 +135,7 @@ def main(c: Page) -> None:
         folder = Path(place) / "run"
         shapes = enlarge(c, folder)
         start = time.perf_counter()
-        page = report(Report(folder), Console(quiet=True))
+        page = report(Report(run=folder), Console(quiet=True))
         assert page is not None
         built, size = time.perf_counter() - start, page.stat().st_size
         seconds = load(page, c.loads)

@@ -17,7 +17,7 @@ import smda_jax as smda
 from smda_jax.data.batches import blocks_by_length, pair_batch, prompt_batch
 from smda_jax.data.chat import PairTokens
 from smda_jax.data.targets import Targets
-from smda_jax.jacobian import passes
+from smda_jax.jacobian import ask, passes
 from smda_jax.jacobian.evaluation import Evaluation
 from smda_jax.jacobian.passes import Update
 from smda_jax.jacobian.query import Query
@@ -126,11 +126,11 @@ def bergson(
     subprocess.run([python, Path(__file__).parent / "bergson_peer.py", *files], check=True, capture_output=True)
     found = json.loads(files[2].read_text())
     with numerics(e.model.dtype):
-        g = passes.pull_policy(e, None, np.full((1, 8), 1 / 8)).gradient
+        g = ask.pull_policy(e, None, np.full((1, 8), 1 / 8)).gradient
         norms = {name: jnp.zeros_like(getattr(g.blocks, name)) for name in SCALE}
         others = {name: jnp.zeros_like(getattr(g, name)) for name in ("embed", "final_norm")}
         linear = replace(g, blocks=replace(g.blocks, **norms), **others)
-    ours, _ = passes.along(e.model, pairs, Query(linear), -1.0)
+    ours, _ = ask.along(e.model, pairs, Query(linear), -1.0)
     agreement["score of bergson"] = agree("bergson", found["scores"], ours[0], 0.1 if e.model.dtype == jnp.bfloat16 else 2e-3)
     print(f"bergson: {found['seconds_per_prompt']:.2f} s per prompt, {found['seconds_per_pair']:.2f} s per pair", flush=True)
     return found["seconds_per_prompt"], found["seconds_per_pair"]

@@ -12,9 +12,10 @@ from conftest import EMBEDDED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smda_jax.data.batches import GRAIN, blocks_by_length, bucket_widths, packed_blocks, prompt_batch, shared_length
+from smda_jax.data.batches import GRAIN, blocks_by_length, bucket_widths, prompt_batch, shared_length
 from smda_jax.data.chat import Chat, PromptTokens
 from smda_jax.data.features import check, parse, read_labels
+from smda_jax.data.lanes import packed_blocks
 from smda_jax.data.records import apply_overlap, digest, read_pairs, read_prompts
 from smda_jax.data.targets import Targets
 from smda_jax.errors import InputError

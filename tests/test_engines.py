@@ -19,9 +19,10 @@ from scipy.stats import spearmanr
 
 import smda_jax as smda
 from smda_jax.data import batches
+from smda_jax.data import lanes as lanes_
 from smda_jax.data.chat import Chat, PairTokens, PromptTokens
 from smda_jax.data.targets import Targets
-from smda_jax.jacobian import passes
+from smda_jax.jacobian import ask
 from smda_jax.jacobian.evaluation import Evaluation, Model, encode, read_prompts, tokenise_pairs
 from smda_jax.jacobian.factors import factors, gradient, squares
 from smda_jax.jacobian.finite import finite
@@ -165,7 +166,7 @@ def test_query_equals_moved_weights(checkpoints, kind, dtype, site, scope, width
                     rows, shape = packed(
                         [len(p.ids) - lead for p in pairs], lanes, [len(batches.scored_positions(p, scope)) for p in pairs]
                     )
-                    some = batches.packed_pairs([pairs[i] for i in rows], scope, shape, lead)
+                    some = lanes_.packed_pairs([pairs[i] for i in rows], scope, shape, lead)
                     back = np.argsort(shape.laid())[: len(rows)][np.argsort(rows)]
                 value, found = along(config, params, some, queries[0], jnp.asarray(ETA))
                 close(found.loss[back], loss, tolerance)
@@ -187,7 +188,7 @@ def test_packed_prompts_are_read_as_padded_ones(checkpoints, kind, site, lanes):
         for shared in (0, batches.shared_length(prompts)):
             padded = batches.prompt_batch(prompts, TARGETS, 24, shared, 3)
             rows, shape = packed([len(p.ids) - shared + 2 for p in prompts], lanes)
-            batch, laid = batches.packed_prompts([prompts[i] for i in rows], TARGETS, shape, shared), shape.laid()
+            batch, laid = lanes_.packed_prompts([prompts[i] for i in rows], TARGETS, shape, shared), shape.laid()
             own, back = base(config, params, batch, TARGETS, where), np.argsort(laid)[: len(rows)][np.argsort(rows)]
             whole = base(config, params, padded, TARGETS, where)
             close(own.h[back], np.asarray(whole.h), 1e-12)
@@ -201,7 +202,7 @@ def test_packed_prompts_are_read_as_padded_ones(checkpoints, kind, site, lanes):
 
 def packed(lengths, lanes, scored=None):
     """All items in one block."""
-    (block,) = batches.packed_blocks(lengths, len(lengths), lanes, scored)
+    (block,) = lanes_.packed_blocks(lengths, len(lengths), lanes, scored)
     return block
 
 
@@ -344,8 +345,8 @@ def test_bfloat16_ranks_pairs_as_float32_does():
         W = smda.ridge(X, Y, 5.0)
         out = smda.reverse(e, smda.factors(model, pairs))
         f = functionals(X, Y, W, 5.0, W[None])
-        q = passes.pull_policy(e, f.weight_x() * e.active, f.weight_y())
-        alone, _ = passes.along(model, tokenise_pairs(model, pairs), q, 1e-4)
+        q = ask.pull_policy(e, f.weight_x() * e.active, f.weight_y())
+        alone, _ = ask.along(model, tokenise_pairs(model, pairs), q, 1e-4)
         found.append((smda.decompose(X, Y, W, out.x, out.y, 5.0).score, out.y.mean(axis=1), alone[0]))
     for narrow, whole in zip(*found, strict=True):
         assert float(np.asarray(spearmanr(narrow, whole))[0]) > 0.999
@@ -373,7 +374,7 @@ def test_functionals_that_read_nothing_have_no_gradient(evaluation):
     """As those of a feature that is active on no prompt."""
     e, _ = evaluation
     nought = np.zeros((2, *e.z.shape), e.z.dtype)
-    assert not any(np.any(leaf) for leaf in jax.tree.leaves(passes.pull_policy(e, nought, None).gradient))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(ask.pull_policy(e, nought, None).gradient))
 
 
 @pytest.fixture(scope="module")

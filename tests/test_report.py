@@ -69,7 +69,12 @@ def test_a_redacted_page_holds_no_text(hostile):
     found = read_run(hostile)
     assert "window.hacked" in json.dumps(content(found)["pairs"])
     left = content(found, redact=True)
-    texts = [left["pairs"]["prompt"], left["pairs"]["response"], left["candidates"]["prompt"], left["category_prompts"]["prompt"]]
+    texts = [
+        left["pairs"]["prompt"],
+        left["pairs"]["response"],
+        left["candidates"]["prompt"],
+        left["category_prompts"]["prompt"],
+    ]
     assert "window.hacked" in json.dumps(content(found)["category_prompts"]["prompt"])
     assert "window.hacked" not in json.dumps(texts)
 

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from smda_jax.data.batches import LaneBlock, packed_blocks, packed_prompts, shared_length
+from smda_jax.data.batches import shared_length
 from smda_jax.data.chat import DEFAULT_DATE, Chat, PairTokens, PromptTokens
 from smda_jax.data.features import check, parse
+from smda_jax.data.lanes import LaneBlock, packed_blocks, packed_prompts
 from smda_jax.data.records import Pairs, Prompts
 from smda_jax.data.targets import REFUSALS, Targets
 from smda_jax.errors import InputError

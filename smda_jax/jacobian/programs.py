@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from smda_jax.data.batches import LaneBlock, LengthBlock
+from smda_jax.data.batches import LengthBlock
+from smda_jax.data.lanes import LaneBlock
 from smda_jax.model import mesh
 from smda_jax.model.config import ModelConfig
 from smda_jax.model.llama import linear_sizes

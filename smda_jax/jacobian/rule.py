@@ -1,4 +1,4 @@
-"""Engine `finite` under any optax rule: each pair's weights are really moved, one pair after the other."""
+"""Update rules beyond plain SGD: Adam's preconditioner, and engine `finite` under any optax rule, weights really moved."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -9,17 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Int
+from jaxtyping import Array, Int
 
-from smda_jax.data.batches import PairBatch, padded_length, pair_batch, scored_positions
+from smda_jax.data.batches import LengthBlock, PairBatch, blocks_by_length, padded_length, pair_batch, scored_positions
 from smda_jax.data.chat import LossScope, PairTokens
 from smda_jax.errors import InputError
 from smda_jax.jacobian import programs
-from smda_jax.jacobian.evaluation import Evaluation, Progress, read_prompts, silent
-from smda_jax.jacobian.factors import scored_losses
+from smda_jax.jacobian.evaluation import Evaluation, Model, Progress, read_prompts, silent
+from smda_jax.jacobian.factors import gradient, scored_losses, squares
 from smda_jax.jacobian.passes import Delta, true_change
+from smda_jax.jacobian.programs import for_each
 from smda_jax.model.config import ModelConfig
 from smda_jax.model.llama import Params
+from smda_jax.model.mesh import rows_of
 from smda_jax.model.precision import jit, numerics
 
 
@@ -90,3 +92,35 @@ def rule_named(name: str, learning_rate: float | int) -> optax.GradientTransform
     if not isinstance(rule, optax.GradientTransformation):
         raise InputError("--update", f"{name} is no optimiser of optax", "one that takes a learning rate, such as optax.lion")
     return rule
+
+
+def adam_scaling(
+    model: Model, tokens: Sequence[PairTokens], scope: LossScope = "response", *, eps: float = 1e-8, block: int = 8
+) -> Params:
+    """Diagonal preconditioner `1 / (sqrt(v) + eps)` of Adam, v the mean over the pairs of their squared gradients.
+
+    For the second moments of a training run, `scaling_of(optax.tree_utils.tree_get(state, "nu"))`.
+    """
+    total: list[Params] = []
+
+    def one(part: LengthBlock) -> None:
+        size = rows_of(part.size)
+        batch = pair_batch([tokens[i] for i in part.rows], scope, part.width, size)
+        weight = (np.arange(size) < len(part.rows)) / len(tokens)
+        args, axes = (model.params, batch, jnp.asarray(weight)), {"axes": (-1, 0, 0), "out": programs.SUM}
+        own = programs.run(_squares, model.config, *args, limit=programs.memory_limit(), **axes)
+        total[:] = [jax.tree.map(jnp.add, total[0], own) if total else own]
+
+    with numerics(model.dtype):
+        for_each([len(t.ids) for t in tokens], block, partial(blocks_by_length, worth=programs.worth(model.config, 3)), one)
+        return scaling_of(total[0], eps, model.dtype)
+
+
+def scaling_of(second_moments: Params, eps: float = 1e-8, dtype: Any = None) -> Params:
+    """`1 / (sqrt(v) + eps)` of second moments shaped like the parameters."""
+    return jax.tree.map(lambda v: (1 / (jnp.sqrt(v) + eps)).astype(dtype or v.dtype), second_moments)
+
+
+@partial(jit, static_argnames="config")
+def _squares(config: Any, params: Params, batch: Any, weight: Array) -> Params:
+    return squares(gradient(config, params, batch)[1], weight, params)

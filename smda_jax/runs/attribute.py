@@ -17,7 +17,7 @@ from rich.console import Console
 from smda_jax.data.features import parse
 from smda_jax.errors import InputError
 from smda_jax.jacobian import evaluation as reading
-from smda_jax.jacobian import passes, plan
+from smda_jax.jacobian import plan, rule
 from smda_jax.jacobian.evaluation import Evaluation
 from smda_jax.jacobian.passes import Update
 from smda_jax.jacobian.programs import TooLargeError, memory_limit
@@ -217,6 +217,6 @@ def _plan(c: Attribute, inputs: Inputs, e: Evaluation, policies: dict[str, Polic
     )
     scaling = None
     if c.update == "adam":
-        scaling = passes.adam_scaling(inputs.model, inputs.pair_tokens, c.loss_scope)
+        scaling = rule.adam_scaling(inputs.model, inputs.pair_tokens, c.loss_scope)
     update = Update(c.learning_rate, c.update == "normalised", scaling)
     return Blocks(c, inputs, e, run, made, update, questions, seconds)

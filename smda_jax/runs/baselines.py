@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from smda_jax.data.batches import scored_positions
-from smda_jax.jacobian import passes
+from smda_jax.jacobian import ask
 from smda_jax.jacobian.evaluation import Evaluation
 from smda_jax.jacobian.query import norms
 from smda_jax.model.mesh import fetch
@@ -62,7 +62,7 @@ def _mean_y_gradient(e: Evaluation, run: RunFolder) -> float:
     """‖∂ mean Y/∂θ‖, found once."""
     if not run.has("mean_y"):
         n = len(e.tokens)
-        mean = passes.pull_policy(e, None, np.full((1, n), 1 / n, e.h.dtype))
+        mean = ask.pull_policy(e, None, np.full((1, n), 1 / n, e.h.dtype))
         with numerics(e.model.dtype):
             run.save("mean_y", {"gradient_norm": fetch(norms(mean)).astype(np.float64)})
     return float(run.load("mean_y")["gradient_norm"][0])

@@ -9,16 +9,10 @@ import optax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from smda_jax.data.batches import (
-    LaneBlock,
-    LengthBlock,
-    blocks_by_length,
-    packed_blocks,
-    scored_positions,
-    shared_pair_length,
-)
+from smda_jax.data.batches import LengthBlock, blocks_by_length, scored_positions, shared_pair_length
+from smda_jax.data.lanes import LaneBlock, packed_blocks
 from smda_jax.errors import InputError
-from smda_jax.jacobian import passes, programs, pull
+from smda_jax.jacobian import ask, passes, programs, pull
 from smda_jax.jacobian.evaluation import Evaluation
 from smda_jax.jacobian.factors import Factors, PairStatistics
 from smda_jax.jacobian.passes import Delta, Update
@@ -63,7 +57,7 @@ class Blocks:
         worth = programs.worth(self.inputs.model.config, 3)
         # A normalised step needs the gradients' norms, so that they are formed.
         if self.plan.engine == "query" and self.plan.keep == "score" and not self.update.normalised:
-            return passes.pair_blocks(self.inputs.pair_tokens, most, self.config.loss_scope)
+            return ask.pair_blocks(self.inputs.pair_tokens, most, self.config.loss_scope)
         # Reverse pulls every prompt back once per block, and groups the pairs in a block by length itself.
         return list(blocks_by_length(lengths, most, np.inf if self.plan.engine == "reverse" else worth))
 
@@ -235,11 +229,11 @@ class Blocks:
         try:
             if isinstance(block, LaneBlock):
                 how = {"shape": block.shape, "shared": self._shared}
-                found = [passes.along(model, tokens, q, self.update.learning_rate, scope, **how) for q in queries]
+                found = [ask.along(model, tokens, q, self.update.learning_rate, scope, **how) for q in queries]
                 values, statistics = [v for v, _ in found], found[0][1]
             else:
                 shape = {"width": block.width, "rows": block.size, "positions": self._scored[block.width]}
-                values, statistics = passes.answer(model, tokens, queries, self.update, scope, **shape)
+                values, statistics = ask.answer(model, tokens, queries, self.update, scope, **shape)
             statistics = PairStatistics(*(v.astype(np.float64) for v in statistics))
             return np.concatenate(values).astype(np.float64), statistics
         except TooLargeError:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from smda_jax.jacobian import passes
+from smda_jax.jacobian import ask
 from smda_jax.jacobian.evaluation import Evaluation
 from smda_jax.jacobian.query import Query
 from smda_jax.model.llama import Params
@@ -42,18 +42,18 @@ class Questions:
         if self.scores_only:
             own = [self._weights(e, i, self.policies[i].W[None]) for i in ids]
             z, y = np.concatenate([f.weight_x() for f in own]), np.concatenate([f.weight_y() for f in own])
-            return (passes.pull_policy(e, z * self.gate, y, **options),)
+            return (ask.pull_policy(e, z * self.gate, y, **options),)
         through_x = [self._coefficient(e, i) for i in ids if i < self._half]
         through_y = [self._coefficient(e, i - self._half) for i in ids if self._half <= i < 2 * self._half]
         queries = []
         if through_x:
             z = np.concatenate([f.weight_x() for f in through_x]) * self.gate
-            queries.append(passes.pull_policy(e, z, None, **options))
+            queries.append(ask.pull_policy(e, z, None, **options))
         y = [f.weight_y() for f in through_y]
         if 2 * self._half in ids:
             y.append(np.full((1, len(e.y)), 1 / len(e.y)))
         if y:
-            queries.append(passes.pull_policy(e, None, np.concatenate(y), **options))
+            queries.append(ask.pull_policy(e, None, np.concatenate(y), **options))
         return tuple(queries)
 
     def _coefficient(self, e: Evaluation, number: int) -> Functionals:

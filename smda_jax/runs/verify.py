@@ -13,7 +13,7 @@ from rich.table import Table
 from scipy.stats import spearmanr
 
 from smda_jax.errors import InputError
-from smda_jax.jacobian import passes
+from smda_jax.jacobian import passes, rule
 from smda_jax.jacobian.evaluation import Evaluation, evaluation_of, read_prompts
 from smda_jax.jacobian.passes import Delta, Update
 from smda_jax.model.precision import numerics
@@ -120,7 +120,7 @@ def verify(command: Verify, console: Console | None = None) -> list[dict[str, An
     if len(inputs.pairs) < 2:
         raise InputError(command.run, "has one pair, and nothing can be said of one", "a run of several pairs")
     rows = np.sort(np.random.default_rng(command.seed).permutation(len(inputs.pairs))[: command.pairs])
-    scaling = passes.adam_scaling(inputs.model, inputs.pair_tokens, c.loss_scope) if c.update == "adam" else None
+    scaling = rule.adam_scaling(inputs.model, inputs.pair_tokens, c.loss_scope) if c.update == "adam" else None
     dz, dy = cache.delta_z[rows], cache.delta_y[rows]
     dx = dz if c.gate == "off" else np.where(cache.active[None], dz, 0)
     table, points = [], []
