@@ -40,10 +40,12 @@ def _parse(arguments: list[str]) -> Any:
 
     default = _from_config(arguments)
     options: dict[str, Any] = {} if default is None else {"default": default}
-    attribute: Any = tyro.conf.subcommand("attribute", **options)
+    own = {} if arguments[:1] != ["attribute"] else options
+    planned = {} if arguments[:1] != ["plan"] else options
+    attribute, plan = (tyro.conf.subcommand(name, **given) for name, given in (("attribute", own), ("plan", planned)))
     commands = (
-        Annotated[Attribute, attribute]
-        | Annotated[Plan, tyro.conf.subcommand("plan")]
+        Annotated[Attribute, attribute]  # type: ignore[valid-type]
+        | Annotated[Plan, plan]  # type: ignore[valid-type]
         | Annotated[Sweep, tyro.conf.subcommand("sweep")]
         | Annotated[Verify, tyro.conf.subcommand("verify")]
         | Annotated[Report, tyro.conf.subcommand("report")]
@@ -60,7 +62,7 @@ def _parse(arguments: list[str]) -> Any:
 
 def _from_config(arguments: list[str]) -> Attribute | None:
     """The recorded configuration that `--config` names; `out` is not taken from it, so that no run is overwritten."""
-    if arguments[:1] != ["attribute"]:
+    if arguments[:1] not in (["attribute"], ["plan"]):
         return None
     for i, word in enumerate(arguments):
         flag, _, value = word.partition("=")
@@ -72,6 +74,8 @@ def _from_config(arguments: list[str]) -> Attribute | None:
             required = [f.name for f in fields(Attribute) if f.default is MISSING and f.name not in recorded]
             if required:
                 raise InputError(path, f"records no {required[0]}", "was it written by another version?")
+            if arguments[0] == "plan":
+                return Plan(**{name: value for name, value in recorded.items() if name != "out"})
             default = Attribute(**recorded)
             object.__setattr__(default, "out", tyro.MISSING)  # frozen; the parser demands the option in its place
             return default

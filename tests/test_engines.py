@@ -200,6 +200,24 @@ def test_packed_prompts_are_read_as_padded_ones(checkpoints, kind, site, lanes):
             jax.tree.map(lambda a, b: close(a, np.asarray(b), 1e-10), one, other)
 
 
+def test_a_pair_that_is_not_finite_does_not_spoil_those_beside_it(checkpoints):
+    """Packed into one lane, losses are weighed with noughts, which times what is not finite is not nought."""
+    with numerics("float32"):
+        config, params = hf.load(checkpoints["llama_untied_mha"], "float32")
+        prompts, pairs = tokens(config.vocab)
+        rows, shape = packed([len(p.ids) for p in pairs], 1, [len(batches.scored_positions(p, "response")) for p in pairs])
+        batch = lanes_.packed_pairs([pairs[i] for i in rows], "response", shape, 0)
+        encoder, y = Encoder(jnp.ones((config.hidden, 1)), jnp.zeros(1)), np.ones((1, 3))
+        asked = query(
+            config, params, batches.prompt_batch(prompts, TARGETS, 24, 0, 3), encoder, None, y, TARGETS, Site("resid_post", 1)
+        )
+        rare = next(t for t in pairs[1].ids if t not in pairs[0].ids)
+        spoilt = replace(params, embed=params.embed.at[rare].set(jnp.inf))
+        value, found = along(config, spoilt, batch, asked, jnp.asarray(ETA))
+        assert np.isfinite(np.asarray(found.loss)).tolist() == (rows == 0).tolist()
+        assert np.isfinite(np.asarray(value[0])).tolist() == (rows == 0).tolist()
+
+
 def packed(lengths, lanes, scored=None):
     """All items in one block."""
     (block,) = lanes_.packed_blocks(lengths, len(lengths), lanes, scored)

@@ -106,7 +106,18 @@ def test_a_page_of_some_pairs_counts_them_all(hostile, monkeypatch):
 def test_figures_for_a_paper(hostile, tmp_path):
     main(["report", str(hostile), "--figures", str(tmp_path / "figures")])
     names = {path.name for path in (tmp_path / "figures").iterdir()}
-    expected = ("coefficients", "gaps", "effects", "pathways", "interference", "scores", "agreement", "verify")
+    expected = (
+        "coefficients",
+        "gaps",
+        "effects",
+        "pathways",
+        "interference",
+        "landing",
+        "scores",
+        "agreement",
+        "verify",
+        "timings",
+    )
     assert names == {f"{name}.{suffix}" for name in expected for suffix in ("png", "pdf")}
 
 

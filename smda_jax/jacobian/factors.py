@@ -191,7 +191,9 @@ def scored_losses(
     weight = jnp.asarray(batch.weight, losses.dtype)
     if packing is None:
         return jnp.sum(losses * weight, axis=1), hidden.kept | head
-    return jnp.einsum("lps,ls->lp", weight, losses).ravel(), hidden.kept | head
+    # Chosen before they are weighed: a loss that is not finite, times nought, would spoil the others of its lane.
+    own = jnp.where(weight > 0, losses[:, None], jnp.zeros_like(weight))
+    return jnp.sum(own * weight, axis=-1).ravel(), hidden.kept | head
 
 
 def gradient(config: ModelConfig, params: Params, batch: PairBatch) -> tuple[Float[Array, " pair"], Gradient]:

@@ -14,7 +14,7 @@ from smda_jax.runs.columns import COLUMNS, SWEEP_COLUMNS
 
 PAIRS, CELLS = 1_000, 120_000  # pairs, and pairs x features, that a page holds: of more, those with the largest |score|
 FEATURES = 200  # whose prompts a page holds: of more, those with the largest share of the shifts
-EXAMPLES = 10  # prompts of a category from either end
+PROMPTS = 10_000  # of all categories together
 TEXT = 2_000  # characters of a prompt or response that a page holds
 
 Columns = dict[str, list[Any]]
@@ -134,7 +134,8 @@ def content(run: Run, *, redact: bool = False) -> dict[str, Any]:
         "agreement": _short(run.tables["agreement.parquet"]),
         "candidates": _short(candidates), "verify": _short(run.tables.get("verify.parquet", {})),
         "verify_points": _short(run.tables.get("verify_points.parquet", {})), "redacted": redact,
-        "columns": COLUMNS, "sweep_columns": SWEEP_COLUMNS,
+        "columns": {name: columns for name, columns in COLUMNS.items() if (run.path / name).is_file()},
+        "sweep_columns": SWEEP_COLUMNS,
     }  # fmt: skip
 
 
@@ -146,23 +147,25 @@ def _totals(run: Run) -> dict[str, Any]:
         both = zip(pairs[flag], pairs.get(stability, ()), strict=False)
         counts[f"stable_{flag}"] = sum(bool(f) and s is not None and s >= 0.95 for f, s in both)
     planted = [f for f, known in zip(pairs["flagged_delta_y"], pairs["planted"], strict=True) if known]
-    counts |= {"planted": len(planted), "planted_flagged": sum(planted)}
+    counts |= {"planted": len(planted), "planted_flagged": sum(map(bool, planted))}
+    known = any(flag is not None for flag in pairs["flagged_delta_y"])
     label = [x or "unlabelled" for x in pairs["label"]]
     scores = {name: [_figure(s) for s, own in zip(pairs["score"], label, strict=True) if own == name] for name in run.classes}
-    return {**counts, "scores": scores, "sure": "flag_stability" in pairs}
+    return {**counts, "scores": scores, "sure": "flag_stability" in pairs, "delta_y": known}
 
 
 def _of_categories(run: Run, redact: bool) -> Columns:
-    """Some prompts of every category: those that the policy knows least of, as many promised too much as too little."""
+    """The prompts of every category, the least Y first; of very many, those that the policy knows least of."""
     table = run.tables["prompts.parquet"]
-    residual = np.array(table["y"]) - np.array(table["prediction"])
+    y, residual = np.array(table["y"]), np.array(table["y"]) - np.array(table["prediction"])
     category, rows = np.array([c or "" for c in table["category"]]), []
-    for name in dict.fromkeys(run.tables["gaps.parquet"]["category"]):
+    names = list(dict.fromkeys(run.tables["gaps.parquet"]["category"]))
+    for name in names:
         own = np.flatnonzero(category == name)
-        order = own[np.argsort(residual[own], kind="stable")]
-        rows += order.tolist() if len(order) <= 2 * EXAMPLES else [*order[:EXAMPLES].tolist(), *order[-EXAMPLES:].tolist()]
-    names = ("category", "prompt_id", "refused", "y", "prediction", "prompt")
-    out = {key: [table[key][i] for i in rows] for key in names} | {"residual": residual[rows].tolist()}
+        own = own[np.argsort(-np.abs(residual[own]), kind="stable")[: max(1, PROMPTS // len(names))]]
+        rows += own[np.argsort(y[own], kind="stable")].tolist()
+    keys = ("category", "prompt_id", "refused", "y", "prediction", "prompt")
+    out = {key: [table[key][i] for i in rows] for key in keys} | {"residual": residual[rows].tolist()}
     return _cut(out | {"prompt": [None] * len(rows)} if redact else out)
 
 

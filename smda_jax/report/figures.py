@@ -20,7 +20,8 @@ def draw(run: Run, folder: Path) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
     makers = {
         "coefficients": _coefficients, "gaps": _gaps, "effects": _effects, "pathways": _pathways, "interference": _interference,
-        "scores": _scores, "agreement": _agreement, "verify": _verify,
+        "landing": _landing, "scores": _scores, "agreement": _agreement, "verify": _verify,
+        "timings": _timings,
     }  # fmt: skip
     for name, make in makers.items():
         figure = make(run)
@@ -153,6 +154,41 @@ def _interference(run: Run) -> Figure | None:
         _heat(axes, np.where(np.eye(n, dtype=bool), np.nan, values), 1.0, key.replace("_", " "), ids.tolist())
         axes.set_xlabel("feature")
     figure.colorbar(figure.axes[0].images[0], ax=figure.axes, shrink=0.8)
+    return figure
+
+
+def _landing(run: Run) -> Figure | None:
+    table = run.tables.get("landing.parquet")
+    if not table or not table["group"]:
+        return None
+    groups, ids = list(dict.fromkeys(zip(table["kind"], table["group"], strict=True))), run.features()["feature_id"]
+    rows: dict[str, list[str]] = {}
+    for kind, name in groups:
+        rows.setdefault(kind, []).append(name)
+    figure = Figure(figsize=(8, 1.5 + 0.22 * len(groups)), layout="constrained")
+    every = np.array(table["share"], float).reshape(-1, len(ids))[:, run.feature_order]
+    panels, start = np.ravel(figure.subplots(len(rows), 1, height_ratios=[len(names) for names in rows.values()])), 0
+    for axes, (kind, names) in zip(panels, rows.items(), strict=True):
+        own = every[start : start + len(names)]
+        start += len(own)
+        axes.imshow(own, aspect="auto", cmap="Blues", vmin=0, vmax=float(np.nanmax(every)), interpolation="nearest")
+        axes.set_yticks(range(len(own)), [_plain(name, 30) for name in names], fontsize=7)
+        axes.set_title(f"by {kind}", fontsize=9)
+        axes.set_xticks([])
+    if len(ids) <= 80:
+        panels[-1].set_xticks(range(len(ids)), [str(ids[k]) for k in run.feature_order], rotation=90, fontsize=6)
+    panels[-1].set_xlabel("feature")
+    figure.colorbar(figure.axes[0].images[0], ax=figure.axes, shrink=0.8, label="share of a pair's Σ|W·ΔW|")
+    return figure
+
+
+def _timings(run: Run) -> Figure | None:
+    stages = run.record.get("timings")
+    if not stages:
+        return None
+    figure, axes = _figure(6.0, 0.8 + 0.25 * len(stages))
+    axes.barh([_plain(name) for name in stages][::-1], list(stages.values())[::-1], color=PALETTE[0])
+    axes.set_xlabel("seconds, compilation included")
     return figure
 
 

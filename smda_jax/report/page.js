@@ -122,7 +122,7 @@ function table(parent, name, rows, columns, open, step = 40) {
     const some = chosen();
     body.replaceChildren(...some.slice(0, limit).map((r) => {
       const tr = el("tr", open ? { class: "open", tabindex: "0", onclick: () => open(r),
-        onkeydown: (e) => { if (e.key === "Enter") { e.preventDefault(); open(r); } } } : {});
+        onkeydown: (e) => { if (e.key === "Enter" || e.key === " ") { e.preventDefault(); open(r); } } } : {});
       for (const [key, , show, wide] of columns) {
         tr.append(el("td", { class: show ? "n" : wide ? "wide" : null }, show ? show(r[key]) : String(r[key] ?? "–")));
       }
@@ -142,15 +142,20 @@ function table(parent, name, rows, columns, open, step = 40) {
 // --- drill-down ---------------------------------------------------------------------------------------------------------------
 // What is open stands in the address, so that it can be linked to: #pair=…, #feature=…, #category=….
 let shownIn = [], visited = [];
-const address = (hash) => { try { history.replaceState(null, "", hash || location.pathname); } catch { /* some places have none */ } };
-dialog.addEventListener("close", () => { visited = []; address(""); });
+const named = (hash) => /^#(pair|feature|category)=/.exec(hash);
+const address = (hash) => { try { history.replaceState(null, "", location.pathname + location.search + hash); } catch { /* some places have none */ } };
+dialog.addEventListener("close", () => { visited = []; if (named(location.hash)) address(""); });
 function follow(hash) {
-  let id = "";
-  try { id = decodeURIComponent(hash.slice(hash.indexOf("=") + 1)); } catch { return; }
-  const pair = hash.startsWith("#pair=") && id && PAIRS.find((p) => p.pair_id.startsWith(id)), gap = hash.startsWith("#category=") && GAPS.find((g) => g.category === id);
-  if (pair) showPair(pair);
-  else if (gap) showCategory(gap);
-  else if (hash.startsWith("#feature=")) showFeature(Number(id));
+  const kind = named(hash)?.[1];
+  if (!kind) { if (dialog.open) dialog.close(); return; }
+  let id = hash.slice(kind.length + 2);
+  try { id = decodeURIComponent(id); } catch { /* then as it stands */ }
+  const found = kind === "pair" ? PAIRS.filter((p) => id && p.pair_id.startsWith(id.toLowerCase()))
+    : kind === "feature" ? FEATURES.filter((f) => String(f.feature_id) === id) : GAPS.filter((g) => g.category === id);
+  if (found.length === 1) { if (kind === "pair") showPair(found[0]); else if (kind === "feature") showFeature(found[0].feature_id); else showCategory(found[0]); return; }
+  show(() => follow(hash), hash, found.length ? "Not one pair" : "Not on this page",
+    el("p", {}, found.length ? `${found.length} pairs begin so: give more of the id.` : `This page shows no ${kind} ${short(id)}. `
+      + (kind === "pair" && PAIRS.length < D.pairs_in_run ? `It shows ${PAIRS.length} of the run's ${D.pairs_in_run} pairs.` : "")));
 }
 addEventListener("hashchange", () => follow(location.hash));
 function show(again, hash, title, ...parts) {
@@ -159,16 +164,17 @@ function show(again, hash, title, ...parts) {
   for (const node of shownIn) { figures.delete(node); Plotly.purge(node); }
   const inside = el("div");
   dialog.replaceChildren(
-    el("div", { class: "row" }, el("h3", { id: "dialog-title", style: "flex:1" }, title),
+    el("div", { class: "row" }, el("h3", { id: "dialog-title", tabindex: "-1", style: "flex:1;outline:none" }, title),
       visited.length > 1 ? el("button", { onclick: () => { visited.pop(); visited.pop()(); } }, "Back") : null,
       el("button", { onclick: () => dialog.close() }, "Close")),
     inside);
   if (!dialog.open) dialog.showModal();
   dialog.scrollTop = 0;
   const before = new Set(figures.keys());
-  for (const part of parts) typeof part === "function" ? part(inside) : inside.append(part);
+  for (const part of parts) if (part) typeof part === "function" ? part(inside) : inside.append(part);
   shownIn = [...figures.keys()].filter((n) => !before.has(n));
   for (const node of shownIn) { const f = figures.get(node); f.drawn = true; f.draw(); }
+  dialog.querySelector("h3").focus(); // so that keys move what is open, not the page behind it
 }
 const facts = (list) => el("p", {}, list.filter(Boolean).join(" · "));
 const quote = (text) => el("blockquote", {}, text ?? "(the text was left out)");
@@ -205,27 +211,28 @@ function showFeature(id) {
   const k = featureAt.get(id), f = FEATURES[k];
   if (!f) return;
   const candidates = rowsOf(D.candidates).filter((c) => c.feature_id === id);
-  const movers = PAIRS.map((p, i) => ({ ...p, row: p, moved: total[i][k], delta_w: D.delta_w.value[i][k] }))
+  const movers = !total ? [] : PAIRS.map((p, i) => ({ ...p, row: p, moved: total[i][k], delta_w: D.delta_w.value[i][k] }))
     .sort((a, b) => Math.abs(b.moved) - Math.abs(a.moved));
   show(() => showFeature(id), `#feature=${id}`, `Feature ${id}${f.label ? `: ${f.label}` : ""}`,
     facts([`W ${signed(f.weight)}${known(f.weight_low) ? ` (${signed(f.weight_low)} … ${signed(f.weight_high)}, sign stable in ${percent(f.sign_stability)})` : ""}`,
-      `active on ${percent(f.active_share)} of the prompts`, `${percent(f.share)} of all shifts`, `through X ${percent(f.through_x)}`,
-      `dominant in ${f.dominant_pairs} pairs`]),
+      `active on ${percent(f.active_share)} of the prompts`, total && `${percent(f.share)} of all shifts`, total && `through X ${percent(f.through_x)}`,
+      total && `dominant in ${f.dominant_pairs} pairs`]),
     f.link ? el("p", {}, el("a", { href: f.link, rel: "noopener noreferrer", target: "_blank" }, "Its page on Neuronpedia")) : "",
+    candidates.length ? el("p", { class: "note" }, "Before each prompt its pre-activation z; where z is not above the gate, the feature is off.") : "",
     ...["top", "contrastive", "bottom"].flatMap((kind) => {
       const some = candidates.filter((c) => c.kind === kind).slice(0, 5);
       return some.length ? [el("h3", {}, `${kind[0].toUpperCase()}${kind.slice(1)} prompts`),
         ...some.map((c) => quote(`${number(c.activation)}  ${c.prompt ?? c.prompt_id}`))] : [];
     }),
-    (node) => {
+    total && ((node) => {
       node.append(el("h3", {}, "Pairs that move it most"));
       table(node, "movers", movers, [["pair_id", "pair"], ["label", "class"], ["moved", "W·ΔW", signed], ["delta_w", "ΔW", signed], ["prompt", "prompt", null, true]]
         .map((c) => (c[0] === "pair_id" ? ["pair_id", "pair", (v) => v.slice(0, 8)] : c)), (r) => showPair(r.row), 15);
-    });
+    }));
 }
 
 function showCategory(g) {
-  const prompts = rowsOf(D.category_prompts).filter((p) => p.category === g.category).map((p) => ({ ...p, refused: p.refused ? "yes" : "no", text: p.prompt ?? p.prompt_id }));
+  const prompts = rowsOf(D.category_prompts).filter((p) => p.category === g.category).map((p) => ({ ...p, refused: p.refused ? "yes" : "no", prompt: p.prompt ?? p.prompt_id }));
   const carried = rowsOf(D.gap_features).filter((c) => c.category === g.category && known(c.carried)).sort((a, b) => Math.abs(b.carried) - Math.abs(a.carried))
     .map((c) => ({ ...c, label: FEATURES[featureAt.get(c.feature_id)]?.label ?? null }));
   const pairs = PAIRS.filter((p) => p.category === g.category);
@@ -238,7 +245,7 @@ function showCategory(g) {
         table(node, "gap_features", carried, [["feature_id", "feature", String], ["label", "label"], ["carried", "carried, nats", signed]], (c) => showFeature(c.feature_id), 10);
       }
       node.append(el("h3", {}, "Prompts"), el("p", { class: "note" }, prompts.length < g.prompts ? `Of ${g.prompts}, those that the policy knows least of.` : ""));
-      table(node, "prompts", prompts, [["text", "prompt", null, true], ["refused", "refused"], ["y", "Y", signed], ["prediction", "policy", signed], ["residual", "residual", signed]], null, 20);
+      table(node, "prompts", prompts, [["prompt", "prompt", null, true], ["refused", "refused"], ["y", "Y", signed], ["prediction", "policy", signed], ["residual", "residual", signed]], null, 20);
       if (pairs.length) {
         node.append(el("h3", {}, "Pairs of the category"));
         table(node, "pairs", pairs.map((p) => ({ ...p, pair: p })), [["pair_id", "pair"], ["label", "class"], ["score", "score", signed], ["mean_delta_y", "mean ΔY", signed], ["prompt", "prompt", null, true]]
@@ -273,12 +280,14 @@ function overview() {
   if (total) says.push(`${t.unintended} of ${several(D.pairs_in_run, "pair")} act mostly off target: their dominant feature is not active on their own prompt.`);
   const holds = (n) => (t.sure ? `, ${n} of them in at least 95 % of the resamples` : "");
   const few = Object.values(t.scores).some((s) => s.length < 5) ? " A class has fewer than five pairs: flags against its median say little." : "";
-  says.push(`${several(t.flagged_delta_y, "pair")} move the behaviour as the other class does (mean ΔY on the far side of its median)${holds(t.stable_flagged_delta_y)}`
+  if (!t.delta_y) says.push("Which pairs move the behaviour as the other class does is not known: the run kept scores only.");
+  else says.push(`${several(t.flagged_delta_y, "pair")} move the behaviour as the other class does (mean ΔY on the far side of its median)${holds(t.stable_flagged_delta_y)}`
     + `${t.planted ? `; ${t.planted_flagged} of the ${t.planted} planted pairs are among them` : ""}.${few}`);
   says.push(turned
     ? `The paper's flags, by score, cannot be read as misaligned here: the score runs against mean ΔY (ρ ${number(against.spearman, 2)}), since Y is below zero and the policy has no `
       + `intercept, so that steps which make the behaviour likelier move the policy against itself. By score, ${t.flagged} would be flagged.`
-    : `By score, as in the paper, ${several(t.flagged, "pair")} are flagged${holds(t.stable_flagged)}.`);
+    : `By score, as in the paper, ${several(t.flagged, "pair")} are flagged${holds(t.stable_flagged)}.`
+      + (against ? "" : " Whether they are misaligned cannot be told here: Y is below zero and the policy has no intercept, so that the score may run against the behaviour, and mean ΔY, which would show it, was not kept."));
   for (const [name, a] of Object.entries(s.planted_pairs_auc ?? {})) {
     says.push(`Planted pairs among ${name}: AUC ${Object.entries(a).map(([k, v]) => `${words(k)} ${number(v, 2)}`).join(", ")} `
       + "(oriented as the paper flags; near 0 separates as well as near 1, the other way round).");
@@ -291,9 +300,9 @@ function overview() {
   } else if (s.first_order && Object.keys(s.first_order).length) {
     says.push(`First order against ${s.first_order.pairs} true steps: R² ${Object.entries(s.first_order).filter(([k]) => k !== "pairs")
       .map(([k, v]) => `${number(v, 6)} (${words(k)})`).join(", ")}.`);
-  } else says.push("Whether first order holds was not checked: smda-jax verify RUN does.");
+  } else says.push(total ? "Whether first order holds was not checked: smda-jax verify RUN does." : "Whether first order holds was not checked, and cannot be of scores alone.");
   const boxes = [[number(test.r2, 2), held ? "R², held out" : "R², where it was fitted"], [gap ? number(gap.gap) : "–", gap ? `nats: gap of ${gap.category}` : "no gap with enough prompts"],
-    [total ? `${t.unintended} / ${D.pairs_in_run}` : "–", "pairs act off target"], [String(t.flagged_delta_y), "pairs flagged by mean ΔY"],
+    [total ? `${t.unintended} / ${D.pairs_in_run}` : "–", "pairs act off target"], [t.delta_y ? String(t.flagged_delta_y) : "–", t.delta_y ? "pairs flagged by mean ΔY" : "mean ΔY was not kept"],
     [`${D.pairs_in_run} × ${D.prompts_in_run}`, "pairs × prompts"]];
   node.append(
     el("div", { class: "figures" }, ...boxes.map(([value, text]) => el("div", {}, el("b", {}, value), el("span", {}, text)))),
@@ -411,13 +420,14 @@ function interference() {
   if (groups.length) {
     let kind = kindsOf[0];
     const by = el("div", { class: "row" });
-    node.append(el("h3", {}, "Where the effect of pairs falls"), by);
+    node.append(el("h3", {}, "Where the effect of pairs falls"),
+      el("p", { class: "note" }, "Mean share of a pair's effect, Σ|W·ΔW|, that falls on each feature. Click a column for its feature."), by);
     choose(by, "Pairs by", kindsOf.map((k) => [k, k]), (v) => { kind = v; redraw(); });
     const redraw = figure(node, "landing", (at) => {
       const own = groups.filter((r) => r.kind === kind), names = [...new Set(own.map((r) => r.group))];
       const columns = D.feature_order.map((k) => FEATURES[k].feature_id).filter((id) => own.some((r) => r.feature_id === id));
       const share = new Map(own.map((r) => [`${r.group}\n${r.feature_id}`, r.share]));
-      plot(at, [{ type: "heatmap", z: names.map((g) => columns.map((id) => share.get(`${g}\n${id}`))), x: columns.map((_, i) => i), y: names.map((_, i) => i), colorscale: [[0, "#f7f7f7"], [1, "#3a4f9a"]], zmin: 0, colorbar: { thickness: 12, tickformat: ".0%" },
+      plot(at, [{ type: "heatmap", z: names.map((g) => columns.map((id) => share.get(`${g}\n${id}`))), x: columns.map((_, i) => i), y: names.map((_, i) => i), colorscale: [[0, "#f7f7f7"], [1, "#3a4f9a"]], zmin: 0, colorbar: { thickness: 12, tickformat: ".0%", title: { text: "share" } },
         customdata: names.map((g) => columns.map((id) => `${clean(short(g, 40))}<br>${clean(short(featureName(id), 50))}`)), hovertemplate: "%{customdata}<br>%{z:.1%} of the effect<extra></extra>" }],
         { xaxis: { title: { text: "feature" }, tickvals: columns.map((_, i) => i), ticktext: columns.map(String), tickangle: -60, showticklabels: columns.length <= 80, showgrid: false },
           yaxis: { tickvals: names.map((_, i) => i), ticktext: names.map((g) => clean(short(g, 26))), autorange: "reversed", showgrid: false } });
@@ -431,10 +441,10 @@ function interference() {
     ["landing", "landing", percent], ["encoder_cosine", "encoder cosine", signed], ["activation_correlation", "activations", signed]], (r) => showFeature(r.feature_id), 15);
 }
 function pairs() {
-  const node = section("pairs", "Pairs", "Scores by class with their medians. The paper flags a pair that scores on the other class's side of that class's median (×); ΔY flags apply the rule to mean ΔY, whatever the sign of the score. Stable: how many of the resamples agree.");
+  const node = section("pairs", "Pairs", "Scores by class with their medians. The paper flags a pair that scores on the other class's side of that class's median" + (D.totals.sure ? " (×)" : "") + "; ΔY flags apply the rule to mean ΔY, whatever the sign of the score. Stable: how many of the resamples agree.");
   figure(node, "scores", (at) => {
     const s = style();
-    const flags = CLASSES.map((name) => [name, PAIRS.filter((p) => classOf(p) === name && p.flagged)]).filter(([, own]) => own.length);
+    const flags = !D.totals.sure ? [] : CLASSES.map((name) => [name, PAIRS.filter((p) => classOf(p) === name && p.flagged)]).filter(([, own]) => own.length);
     plot(at, CLASSES.map((name) => ({ type: "histogram", name: clean(name), x: D.totals.scores[name], opacity: 0.6, nbinsx: 50, marker: { color: colour(name) } }))
       .concat(flags.map(([name, own]) => ({ type: "scatter", mode: "markers", name: `${clean(name)}: flagged`, yaxis: "y2", x: own.map((p) => p.score), y: own.map((p) => p.flag_stability ?? 1), text: own.map(pairName),
         hovertemplate: "%{text}: score %{x:.3g}, stable in %{y:.0%}<extra></extra>", marker: { color: colour(name), symbol: "x", size: 7, line: { color: s.ink, width: 0.5 } } }))),
@@ -484,7 +494,7 @@ function trueSteps() {
   table(node, "verify", rows.map((r) => ({ ...r, holds: r.holds ? "yes" : "no" })), [["learning_rate", "η", number], ["figure", "figure"], ["pairs", "pairs", String], ["r2", "R²", (v) => number(v, 6)], ["slope", "slope", (v) => number(v, 5)], ["spearman", "ρ", (v) => number(v, 5)], ["holds", "holds"]]);
 }
 function rest() {
-  const node = section("tables", "Tables", "Every table of the run folder, its columns, their units and signs. " + D.conventions);
+  const node = section("tables", "Tables", "The tables of the run folder, their columns, units and signs. " + D.conventions);
   const sweeps = Object.entries(D.sweep_columns).map(([name, columns]) => [`of a sweep: ${name}`, columns]);
   for (const [name, columns] of [...Object.entries(D.columns), ...sweeps]) {
     const part = el("details", {}, el("summary", {}, name));

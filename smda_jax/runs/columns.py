@@ -6,6 +6,7 @@ mean_delta_y says that the step makes the behaviour likelier. `score` is positiv
 
 _INTERVAL = "95 % percentile interval over resamples of the evaluation prompts (--bootstrap)"
 _STABILITY = "share of those resamples in which the figure keeps its sign"
+_OF_CATEGORY = "95 % interval over resamples of the prompts of the category and of the others; empty for fewer than 10"
 _PAIR = "sha256 of the stripped prompt, a NUL and the stripped response"
 _PROMPT = "sha256 of the stripped prompt"
 
@@ -44,7 +45,8 @@ COLUMNS: dict[str, dict[str, str]] = {
         "flagged": "scores on the other class's side of its median (arXiv 2606.29171)",
         "flag_stability": "share of resamples that flag it alike; a flag is safe near 1. Empty for other labels",
         "flagged_delta_y": "the same rule on mean_delta_y: raises the behaviour less than half of the harmless pairs, or, "
-        "about a harmless prompt, more than half of the harmful ones, whatever the sign of the score",
+        "about a harmless prompt, more than half of the harmful ones, whatever the sign of the score. "
+        "Empty where only scores were kept",
         "flag_delta_y_stability": "share of resamples that flag it alike by mean_delta_y",
         "flagged_quartile": "the same, of the other class's outer quarter",
         "flagged_off_target": "off-target share above 90 % of its class",
@@ -107,12 +109,12 @@ COLUMNS: dict[str, dict[str, str]] = {
         "prediction": "mean XW, nats",
         "residual": "mean Y − XW, nats; negative: refused less than the policy says",
         "gap": "mean Y less that of the others, nats; negative: the behaviour passes it over. Empty without others",
-        "y_low": "95 % interval over resamples of the prompts of the category and of the others; empty for fewer than 10",
-        "y_high": "same",
-        "residual_low": "same",
-        "residual_high": "same",
-        "gap_low": "same",
-        "gap_high": "same",
+        "y_low": _OF_CATEGORY,
+        "y_high": _OF_CATEGORY,
+        "residual_low": _OF_CATEGORY,
+        "residual_high": _OF_CATEGORY,
+        "gap_low": _OF_CATEGORY,
+        "gap_high": _OF_CATEGORY,
     },
     "gap_features.parquet": {
         "category": "of prompts",
@@ -120,9 +122,9 @@ COLUMNS: dict[str, dict[str, str]] = {
         "carried": "W[k] (mean X[k] in the category − in the others), nats; adds up to the predicted gap",
     },
     "landing.parquet": {
-        "kind": "class or category of pairs",
-        "group": "which",
-        "pairs": "in it",
+        "kind": "whether the group is a class or a category of pairs",
+        "group": "the class or category",
+        "pairs": "of the group",
         "feature_id": "of the SAE",
         "share": "mean share of a pair's Σ|W ΔW| that falls on the feature; adds up to 1 over the features",
         "mean_contribution": "mean W[k] ΔW[k] of its pairs",

@@ -55,21 +55,23 @@ def results(
         "agreement.parquet": tables.agreement_table(pairs, {"score": score, **simple}),
         "label_candidates.parquet": tables.candidate_table(e, prompts, inputs.labels, c.redact),
     }  # fmt: skip
+    written["features.parquet"] = tables.feature_table(c, e, W, inputs.labels, pairs, whole, sure)
     if whole is not None:
-        written["features.parquet"] = tables.feature_table(c, e, W, inputs.labels, pairs, whole, sure)
         written["landing.parquet"] = tables.landing_table(whole, pairs, ids)
         written["interference.parquet"], geometry = tables.interference_table(e, whole, own.active, c.seed)
         run.write_tables("influence.parquet", tables.influence_rows(shift.influence, shift.confidence, pairs.ids, ids))
     for name, columns in written.items():
         run.write_table(name, columns)
     flags, planted = written["pairs.parquet"], np.array([bool(p) for p in pairs.planted])
-    flagged, by_dy = flags["flagged"], flags["flagged_delta_y"]
+    flagged, by_dy = flags["flagged"], np.array(flags["flagged_delta_y"].fill_null(False))
     off_target = flags["off_target_share"].to_numpy(zero_copy_only=False)
     dominant = None if whole is None else ids[dominant_feature(whole.contribution)]
-    counts = {
+    counts: dict[str, int | None] = {
         "by_score": int(flagged.sum()), "by_mean_delta_y": int(by_dy.sum()), "planted": int(planted.sum()),
         "planted_by_mean_delta_y": int((by_dy & planted).sum()),
     }  # fmt: skip
+    if np.isnan(shift.mean_dy).all():  # of scores alone it is not known
+        counts |= {"by_mean_delta_y": None, "planted_by_mean_delta_y": None}
     return Summary(
         out=str(c.out), engine=blocks.plan.engine, site=f"{e.site.stream} of layer {e.site.layer}", encoder=c.encoder,
         gate=c.gate, feature_ids=e.feature_ids, feature_labels=[inputs.labels.get(i, "") for i in e.feature_ids], weights=W,

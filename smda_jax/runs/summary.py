@@ -44,7 +44,7 @@ class Summary:
     auc: dict[str, dict[str, float]]
     gaps: list[Gap]
     geometry: dict[str, Geometry]
-    flags: dict[str, int]
+    flags: dict[str, int | None]
     first_order: dict[str, float | int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -168,9 +168,10 @@ def print_summary(s: Summary, console: Console, top: int = 5) -> None:
             console.print(f"Shifts of two features against their {what}: ρ {test.spearman:+.2f}, p {test.p:.3f} (Mantel)")
 
     known = f", {s.flags['planted_by_mean_delta_y']} of the {s.flags['planted']} planted ones" if s.flags["planted"] else ""
+    by_dy = "not known of scores alone" if s.flags["by_mean_delta_y"] is None else f"{s.flags['by_mean_delta_y']}"
+    by_dy += "" if s.flags["by_mean_delta_y"] is None else f" (flagged by mean ΔY{known})"
     console.print(
-        f"Pairs that move the behaviour as the other class does: {s.flags['by_mean_delta_y']} (flagged by mean ΔY{known}); "
-        f"by score, as the paper flags: {s.flags['by_score']}",
+        f"Pairs that move the behaviour as the other class does: {by_dy}; by score, as the paper flags: {s.flags['by_score']}",
         soft_wrap=True,
     )
     if s.auc:

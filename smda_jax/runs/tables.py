@@ -88,7 +88,8 @@ def pair_table(
         table |= {name: _real(share) for name, share in pathways(influence, 1)._asdict().items()}
         table["unintended"] = moves & ~own[np.arange(len(pairs)), dominant]
     table["flagged"] = flagged
-    by_dy = misaligned(simple["mean_delta_y"], pairs.label) & ~np.isnan(simple["mean_delta_y"])
+    unknown = np.isnan(simple["mean_delta_y"])
+    by_dy = misaligned(simple["mean_delta_y"], pairs.label) & ~unknown
     if sure is not None:
         table["flag_stability"] = _real(sure.flag_stability(sure.scores, pairs.label, flagged))
         stable = _real(sure.flag_stability(sure.mean_dys, pairs.label, by_dy))
@@ -97,9 +98,10 @@ def pair_table(
             "mean_delta_y_high": sure.mean_dy.high,
             "flag_delta_y_stability": stable,
         }
+    far = pa.array(far_off_target(off_target, pairs.label), pa.bool_(), mask=np.isnan(off_target))
     return table | {
-        "flagged_delta_y": by_dy,
-        "flagged_quartile": misaligned(score, pairs.label, 0.25), "flagged_off_target": far_off_target(off_target, pairs.label),
+        "flagged_delta_y": pa.array(by_dy, pa.bool_(), mask=unknown),
+        "flagged_quartile": misaligned(score, pairs.label, 0.25), "flagged_off_target": far,
         "truncated": [t.truncated for t in inputs.pair_tokens],
         "own_features": pa.array([ids[a].tolist() for a in own], pa.list_(pa.int64())),
         "prompt": _texts(pairs.prompt, redact), "response": _texts(pairs.response, redact),
@@ -152,13 +154,12 @@ def feature_table(
     W: np.ndarray,
     labels: dict[int, str],
     pairs: Pairs,
-    influence: Influence,
+    influence: Influence | None,
     sure: Confidence | None,
 ) -> Mapping[str, Any]:
-    """`features.parquet`: every feature's part in the policy and, by class of pairs, in its shifts."""
+    """`features.parquet`: every feature's part in the policy and, by class of pairs, in its shifts, where these were kept."""
     rows: dict[str, list[Any]] = {}
-    d, dominant = len(W), dominant_feature(influence.contribution)
-    moves = np.abs(influence.contribution).sum(axis=1) > 0
+    d = len(W)
     fixed = {
         "feature_id": e.feature_ids, "label": [labels.get(i) for i in e.feature_ids], "weight": W,
         **({} if sure is None else {
@@ -168,7 +169,15 @@ def feature_table(
         "active_share": e.active.mean(axis=0), "mean_activation": e.x.mean(axis=0, dtype=np.float64),
         "link": [f"https://www.neuronpedia.org/{c.neuronpedia}/{i}" if c.neuronpedia else None for i in e.feature_ids],
     }  # fmt: skip
-    for name, own in classes_of(pairs.label).items():
+    if influence is None:
+        nothing = dict.fromkeys(("mean_contribution", "share", "through_x", "cancellation"), np.full(d, np.nan))
+        rows = {key: list(value) for key, value in {"class": ["all"] * d, **fixed, **nothing}.items()}
+    classes = {} if influence is None else classes_of(pairs.label)
+    moves, dominant = np.zeros(0, bool), np.zeros(0, int)
+    if influence is not None:
+        moves, dominant = np.abs(influence.contribution).sum(axis=1) > 0, dominant_feature(influence.contribution)
+    for name, own in classes.items():
+        assert influence is not None
         part = Influence(W, influence.delta_w_x[own], influence.delta_w_y[own])
         size, split = np.abs(part.contribution).sum(axis=0), pathways(part, 0)
         columns = {
@@ -180,7 +189,8 @@ def feature_table(
         for key, value in columns.items():
             rows.setdefault(key, []).extend(value)
     words = {key: pa.array(rows[key], pa.string()) for key in ("class", "label", "link")}
-    return {k: _real(v) if isinstance(v[0], float) else v for k, v in rows.items()} | words
+    out = {k: _real(v) if isinstance(v[0], float) else v for k, v in rows.items()} | words
+    return out if influence is not None else out | {"dominant_pairs": pa.nulls(d, pa.int64())}
 
 
 def interference_table(
