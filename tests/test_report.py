@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -121,9 +122,33 @@ def test_figures_for_a_paper(hostile, tmp_path):
     assert names == {f"{name}.{suffix}" for name in expected for suffix in ("png", "pdf")}
 
 
-def test_a_run_of_scores_has_a_page_too(files, tmp_path):
-    out = run(files, tmp_path / "run", "--keep=score")
-    assert "report.html" in {path.name for path in out.iterdir()}
+@pytest.fixture(scope="module")
+def scores(hostile_files, tmp_path_factory) -> Path:
+    """A run that kept scores only."""
+    return run(hostile_files, tmp_path_factory.mktemp("scores") / "run", "--keep=score")
+
+
+def test_a_run_of_scores_claims_nothing_of_what_it_did_not_keep(scores):
+    shown = content(read_run(scores))
+    assert set(shown["pairs"]["flagged_delta_y"]) == set(shown["pairs"]["flagged_off_target"]) == {None}
+    assert shown["totals"]["delta_y"] is False
+    assert shown["summary"]["flags"]["by_mean_delta_y"] is None
+    assert "influence.parquet" not in shown["columns"]
+    policy = json.loads((scores / "policy.json").read_text())
+    np.testing.assert_allclose(shown["features"]["weight"], policy["weights"], rtol=1e-4)
+    assert set(shown["features"]["label"]) == {HOSTILE}
+
+
+@browser
+def test_the_page_of_scores_alone_can_be_clicked_through(scores):
+    with browse(scores / "report.html") as (page, trouble):
+        assert "not known" in page.inner_text("#finding")
+        page.click("#pairs tbody tr >> nth=0")
+        assert not page.inner_text("dialog").rstrip().endswith("null")
+        page.keyboard.press("Escape")
+        page.click("#policy tbody tr >> nth=0")
+        assert page.inner_text("#dialog-title").startswith("Feature")
+        assert trouble == []
 
 
 def test_what_is_no_run_is_said_in_one_line(tmp_path, capsys):
@@ -134,7 +159,14 @@ def test_what_is_no_run_is_said_in_one_line(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def opened(hostile):
-    """The page in a browser → (page, what it asked for or complained of)."""
+    """The page of the hostile run in a browser."""
+    with browse(hostile / "report.html") as both:
+        yield both
+
+
+@contextmanager
+def browse(path):
+    """A page in a browser → (page, what it asked for or complained of)."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
@@ -146,7 +178,7 @@ def opened(hostile):
         page.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else trouble.append(r.url))
         page.on("pageerror", lambda e: trouble.append(str(e)))
         page.on("console", lambda m: trouble.append(m.text) if m.type == "error" else None)
-        page.goto(f"file://{hostile / 'report.html'}")
+        page.goto(f"file://{path}")
         yield page, trouble
         chromium.close()
 
@@ -179,13 +211,24 @@ def test_a_category_shows_its_prompts_and_an_address_opens_what_it_names(opened,
     page.keyboard.press("Escape")
     assert "#category=" in there
     assert "#" not in page.url
-    for hash_, title in ((there.partition("#")[2], f"Category {name.split()[0]}"), ("pair=zz", None), ("feature=abc", None)):
-        page.evaluate(f"location.hash = {json.dumps(hash_)}")
+    titles = {
+        there.partition("#")[2]: f"Category {name.split()[0]}",
+        "pair=zz": "Not on",
+        "feature=": "Not on",
+        "pair=": "Not on",
+    }
+    for asked_for, title in titles.items():
+        page.evaluate(f"location.hash = {json.dumps(asked_for)}")
         page.wait_for_timeout(100)
-        assert page.is_visible("dialog") == (title is not None)
-        if title:
-            assert page.inner_text("#dialog-title").startswith(title)
-            page.keyboard.press("Escape")
+        assert page.inner_text("#dialog-title").startswith(title)
+        page.keyboard.press("Escape")
+    # Another place of the page closes what is open; keys move what is open.
+    page.evaluate("location.hash = 'feature=14'")
+    page.wait_for_timeout(100)
+    assert page.evaluate("document.activeElement.id") == "dialog-title"
+    page.evaluate("location.hash = 'pairs'")
+    page.wait_for_timeout(100)
+    assert not page.is_visible("dialog")
     pair = pq.read_table(hostile / "pairs.parquet")["pair_id"][1].as_py()
     page.evaluate(f"location.hash = 'pair={pair[:12]}'")
     page.wait_for_selector(f"dialog h3:has-text('Pair {pair[:8]}')")

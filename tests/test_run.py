@@ -223,6 +223,10 @@ def test_plan_prices_every_engine_and_writes_nothing(files, tmp_path, capsys, mo
     for engine in ("forward", "reverse", "query"):
         assert engine in text
     assert not list(tmp_path.iterdir())
+    out = run(files, tmp_path / "run", "--keep=score")
+    capsys.readouterr()
+    main(["plan", "--config", str(out / "run.json")])
+    assert "keeps score" in " ".join(capsys.readouterr().out.split())
 
 
 def test_finite_is_the_true_step_of_the_policy_itself(files, tmp_path):

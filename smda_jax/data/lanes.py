@@ -89,8 +89,9 @@ class _Lanes(NamedTuple):
     pack: Int[np.ndarray, "lane place"]
 
 
-def _lay(rows: list[list[Sequence[int]]], shape: LaneShape, copies: int, widths: Sequence[int], shared: int) -> _Lanes:
-    """Lays out the rows of every lane, `copies` for each item; widths are those of the groups."""
+def _lay(rows: list[list[Sequence[int]]], shape: LaneShape, copies: int, shared: int) -> _Lanes:
+    """Lays out the rows of every lane, `copies` for each item."""
+    widths = shape.widths
     sizes = [len(group) * copies for group in shape.groups()]
     tokens = np.zeros((shape.lanes, shared + shape.tokens * copies), np.int32)
     start = np.zeros((shape.lanes, shape.items * copies), np.int32)
@@ -116,7 +117,7 @@ def packed_prompts(prompts: Sequence[PromptTokens], targets: Targets, shape: Lan
     histories = targets.rows
     dealt = shape.deal(prompts)
     rows: list[list[Sequence[int]]] = [[[*p.ids, *history] for p in lane for history in histories] for lane in dealt]
-    laid = _lay(rows, shape, len(histories), shape.widths, shared)
+    laid = _lay(rows, shape, len(histories), shared)
     ends = np.array([[len(p.ids) - 1 for p in lane for _ in histories] for lane in dealt])
     last = np.array([[len(ids) - 1 for ids in lane] for lane in rows])
     eot = np.array([[p.eot for p in lane for _ in histories] for lane in dealt])
@@ -127,7 +128,7 @@ def packed_prompts(prompts: Sequence[PromptTokens], targets: Targets, shape: Lan
 def packed_pairs(pairs: Sequence[PairTokens], scope: LossScope, shape: LaneShape, shared: int) -> PairBatch:
     """Training pairs packed into lanes; `shape` is that of what each has beyond the shared tokens."""
     dealt = shape.deal(pairs)
-    laid = _lay([[pair.ids for pair in lane] for lane in dealt], shape, 1, shape.widths, shared)
+    laid = _lay([[pair.ids for pair in lane] for lane in dealt], shape, 1, shared)
     at, target = (np.zeros((shape.lanes, shape.positions), np.int32) for _ in range(2))
     weight = np.zeros((shape.lanes, shape.items, shape.positions))
     for lane, own in enumerate(dealt):

@@ -84,6 +84,8 @@ def _values(name: str, value: Any, where: object) -> list[Any]:
             raise InputError(where, f"{name}: {value!r} is no axis", "a list, or {logspace: [low, high, n]}")
         low, high, n = bounds
         found = getattr(np, kind)(float(low), float(high), int(n)).tolist()
+    elif name == "bootstrap" and isinstance(value, int) and value < 1:
+        raise InputError(where, f"bootstrap: {value} resamples are none", "1 or more")
     elif name == "bootstrap":
         found = list(range(int(value))) if isinstance(value, int) else value
     else:
