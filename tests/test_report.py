@@ -125,7 +125,7 @@ def test_figures_for_a_paper(hostile, tmp_path):
 @pytest.fixture(scope="module")
 def scores(hostile_files, tmp_path_factory) -> Path:
     """A run that kept scores only."""
-    return run(hostile_files, tmp_path_factory.mktemp("scores") / "run", "--keep=score")
+    return run(hostile_files, tmp_path_factory.mktemp("scores") / "run", "--keep=score", "--engine=query")
 
 
 def test_a_run_of_scores_claims_nothing_of_what_it_did_not_keep(scores):
