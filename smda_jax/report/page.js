@@ -44,7 +44,12 @@ function style() {
   const css = getComputedStyle(document.documentElement), ink = css.getPropertyValue("--ink"), line = css.getPropertyValue("--line");
   return { ink, line, ground: css.getPropertyValue("--sheet"), soft: css.getPropertyValue("--soft") };
 }
+// The figures' library is large, and reading it holds up everything else: not before the first figure is to be seen.
+function library() {
+  if (!window.Plotly) document.head.append(Object.assign(document.createElement("script"), { textContent: document.getElementById("plotly").textContent }));
+}
 function plot(node, traces, layout) {
+  library();
   const s = style(), axis = { gridcolor: s.line, zerolinecolor: s.soft, linecolor: s.line, automargin: true, exponentformat: "power" };
   const merged = {
     paper_bgcolor: s.ground, plot_bgcolor: s.ground, font: { color: s.ink, family: "system-ui, sans-serif", size: 12 },
@@ -66,7 +71,7 @@ function start() {
       const f = figures.get(target);
       if (isIntersecting && !f.drawn) { f.drawn = true; f.draw(); }
     }
-  }, { rootMargin: "200px" });
+  }, { rootMargin: "0px" });
   for (const node of figures.keys()) seen.observe(node);
   addEventListener("beforeprint", () => { for (const f of figures.values()) { f.drawn = true; f.draw(); } });
 }
@@ -520,9 +525,7 @@ let chosenTheme = null;
 try { chosenTheme = localStorage.getItem("smda-theme"); } catch { /* a file may have no storage */ }
 theme(chosenTheme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light"));
 dialog.addEventListener("click", (e) => { if (e.target === dialog) dialog.close(); });
-// The figures' library is large: the first screen stands before it is read.
-requestAnimationFrame(() => setTimeout(() => {
-  document.head.append(Object.assign(document.createElement("script"), { textContent: document.getElementById("plotly").textContent }));
+requestAnimationFrame(() => setTimeout(() => { // the first screen stands before any figure
   start();
   follow(location.hash);
 }));
