@@ -189,7 +189,9 @@ def test_no_text_of_a_data_set_acts(opened):
     for link in page.query_selector_all("#nav a"):
         link.click()
         page.wait_for_timeout(150)
-    page.wait_for_function("[...document.querySelectorAll('.plot')].every((p) => p.querySelector('.main-svg'))")
+    for figure in page.query_selector_all(".plot"):  # each is drawn when it is to be seen
+        figure.scroll_into_view_if_needed()
+        figure.wait_for_selector(".main-svg >> nth=0", state="attached")
     assert page.evaluate("window.hacked") is None
     assert page.query_selector_all("main img, main script, main a[href^=javascript]") == []
     assert "</script>" in page.inner_text("#pairs")
