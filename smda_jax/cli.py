@@ -39,10 +39,8 @@ def _parse(arguments: list[str]) -> Any:
     import tyro
 
     default = _from_config(arguments)
-    options: dict[str, Any] = {} if default is None else {"default": default}
-    own = {} if arguments[:1] != ["attribute"] else options
-    planned = {} if arguments[:1] != ["plan"] else options
-    attribute, plan = (tyro.conf.subcommand(name, **given) for name, given in (("attribute", own), ("plan", planned)))
+    options: dict[str, Any] = {} if default is None else {arguments[0]: {"default": default}}
+    attribute, plan = (tyro.conf.subcommand(name, **options.get(name, {})) for name in ("attribute", "plan"))
     commands = (
         Annotated[Attribute, attribute]  # type: ignore[valid-type]
         | Annotated[Plan, plan]  # type: ignore[valid-type]

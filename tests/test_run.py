@@ -183,7 +183,9 @@ def test_a_block_too_large_for_memory_is_halved_until_it_fits(files, tmp_path, m
     np.testing.assert_allclose(small["delta_w"], base["delta_w"], rtol=1e-9, atol=1e-15)
 
 
-@pytest.mark.parametrize("options", [("--engine=reverse", "--update=adam"), ("--engine=query",), ("--keep=score",)])
+@pytest.mark.parametrize(
+    "options", [("--engine=reverse", "--update=adam"), ("--engine=query",), ("--engine=query", "--keep=score")]
+)
 def test_whatever_program_runs_out_of_memory_first_is_asked_for_less(files, tmp_path, monkeypatch, options):
     from smda_jax.jacobian import programs
 

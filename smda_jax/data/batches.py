@@ -149,9 +149,7 @@ def scored_positions(pair: PairTokens, scope: LossScope) -> np.ndarray:
     return np.arange(first - 1, len(pair.ids) - 1)
 
 
-def pair_batch(
-    pairs: Sequence[PairTokens], scope: LossScope, width: int, rows: int, most: int = 0, shared: int = 0
-) -> PairBatch:
+def pair_batch(pairs: Sequence[PairTokens], scope: LossScope, width: int, rows: int, most: int = 0) -> PairBatch:
     """A batch of `rows` pairs; where fewer are given the last is repeated, so that the compiled shape stays the same.
 
     `most` is the least number of scored positions to make room for, for the same reason.
@@ -167,4 +165,4 @@ def pair_batch(
         at[i, : len(own)] = own
         target[i, : len(own)] = ids[own + 1]
         weight[i, : len(own)] = 1 / len(own)
-    return PairBatch(tokens, at, target, weight, shared=shared)
+    return PairBatch(tokens, at, target, weight)

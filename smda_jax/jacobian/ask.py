@@ -100,9 +100,15 @@ def answer(
     return [fetch(v)[:, :n] for v in out], PairStatistics(*(fetch(v)[:n] for v in statistics))
 
 
-def pair_blocks(tokens: Sequence[PairTokens], most: int, scope: LossScope = "response") -> list[LaneBlock]:
-    """Blocks of pairs for `along`; a pure function of its arguments and the number of devices."""
-    shared, scored = shared_pair_length(tokens, scope), [len(scored_positions(t, scope)) for t in tokens]
+def pair_blocks(
+    tokens: Sequence[PairTokens], most: int, scope: LossScope = "response", shared: int | None = None
+) -> list[LaneBlock]:
+    """Blocks of pairs for `along`; a pure function of its arguments and the number of devices.
+
+    `shared` are the leading tokens that the pairs have in common, if not only these.
+    """
+    shared = shared_pair_length(tokens, scope) if shared is None else shared
+    scored = [len(scored_positions(t, scope)) for t in tokens]
     return list(packed_blocks([len(t.ids) - shared for t in tokens], most, rows_of(1), scored))
 
 

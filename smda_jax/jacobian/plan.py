@@ -195,20 +195,28 @@ def _reverse(w: Workload, limit: int) -> Price:
     }, pair_block, block)  # fmt: skip
 
 
+def _spared(c: ModelConfig, tokens: float | int) -> float | int:
+    """Of the last block's operations, those that mix no tokens, at tokens that nothing reads of it."""
+    sizes = linear_sizes(c)
+    return 2.0 * max(tokens, 0) * sum(i * o for i, o in (sizes[name] for name in ("o", "gate", "up", "down")))
+
+
 def _query(w: Workload, limit: int) -> Price:
     c, tail, s = w.config, w.prompt_tokens - w.shared, w.pair_tokens
     own, depth = unit(c, w.prompt_tokens), w.layer + 1
+    unread = 0 if w.layer == c.layers - 1 else _spared(c, tail - w.positions)
     everything = sum(o for _, o in linear_sizes(c).values()) + 2 * c.hidden + sum({c.hidden, c.intermediate})
     block = _clamp(0.2 * limit / (3 * tail * c.layers * (_widths(c) + 2 * c.hidden) * w.itemsize), min(w.prompts, 256))
     if w.keep == "score":
         # Tangents, which keep nothing between the layers; the header of the pairs is run once per block.
         each = 1 + 2 * w.policies
-        prompts = tail * c.layers * own * each
-        pairs = w.pairs * each * ((s - w.shared_pairs) * c.layers * unit(c, s) + 2.0 * w.scored * c.vocab * c.hidden)
+        prompts = (tail * c.layers * own - unread) * each
+        blocks = (s - w.shared_pairs) * c.layers * unit(c, s) - _spared(c, s - w.shared_pairs - w.scored)
+        pairs = w.pairs * each * (blocks + 2.0 * w.scored * c.vocab * c.hidden)
         held = each * (s * (everything + c.heads * s) + w.scored * 3 * c.vocab)
     else:
         many = w.policies * w.features
-        prompts = tail * own * (c.layers * (1 + 2 * (many + 1)) + depth * (1 + 2 * many))
+        prompts = (tail * own * c.layers - unread) * (1 + 2 * (many + 1)) + tail * own * depth * (1 + 2 * many)
         pairs = -(-2 * many // functionals_at_a_time(w, limit)) * _pair_pass(w)
         held = 3 * (s * c.layers * everything + w.scored * 3 * c.vocab)
     pair_block = _clamp(0.2 * limit / (held * w.itemsize), min(w.pairs, 64))

@@ -35,6 +35,7 @@ const CLASSES = D.classes, classOf = (p) => p.label ?? "unlabelled";
 const colour = (name) => PALETTE[CLASSES.indexOf(name) % PALETTE.length];
 const featureAt = new Map(FEATURES.map((f, k) => [f.feature_id, k]));
 const featureName = (id) => { const f = FEATURES[featureAt.get(id)]; return f && f.label ? `${id} ${f.label}` : String(id); };
+const PAIR_ID = ["pair_id", "pair", (v) => v.slice(0, 8)]; // a column of tables
 const pairName = (p) => p.pair_id.slice(0, 8);
 const total = D.contribution.x ? D.contribution.x.map((row, i) => row.map((v, k) => v + D.contribution.y[i][k])) : null;
 
@@ -231,8 +232,7 @@ function showFeature(id) {
     }),
     total && ((node) => {
       node.append(el("h3", {}, "Pairs that move it most"));
-      table(node, "movers", movers, [["pair_id", "pair"], ["label", "class"], ["moved", "W·ΔW", signed], ["delta_w", "ΔW", signed], ["prompt", "prompt", null, true]]
-        .map((c) => (c[0] === "pair_id" ? ["pair_id", "pair", (v) => v.slice(0, 8)] : c)), (r) => showPair(r.row), 15);
+      table(node, "movers", movers, [PAIR_ID, ["label", "class"], ["moved", "W·ΔW", signed], ["delta_w", "ΔW", signed], ["prompt", "prompt", null, true]], (r) => showPair(r.row), 15);
     }));
 }
 
@@ -253,8 +253,7 @@ function showCategory(g) {
       table(node, "prompts", prompts, [["prompt", "prompt", null, true], ["refused", "refused"], ["y", "Y", signed], ["prediction", "policy", signed], ["residual", "residual", signed]], null, 20);
       if (pairs.length) {
         node.append(el("h3", {}, "Pairs of the category"));
-        table(node, "pairs", pairs.map((p) => ({ ...p, pair: p })), [["pair_id", "pair"], ["label", "class"], ["score", "score", signed], ["mean_delta_y", "mean ΔY", signed], ["prompt", "prompt", null, true]]
-          .map((c) => (c[0] === "pair_id" ? ["pair_id", "pair", (v) => v.slice(0, 8)] : c)), (r) => showPair(r.pair), 10);
+        table(node, "pairs", pairs, [PAIR_ID, ["label", "class"], ["score", "score", signed], ["mean_delta_y", "mean ΔY", signed], ["prompt", "prompt", null, true]], showPair, 10);
       }
     });
 }
@@ -459,8 +458,8 @@ function pairs() {
     at.on("plotly_click", (e) => { const own = flags[e.points[0].curveNumber - CLASSES.length]; if (own) showPair(own[1][e.points[0].pointNumber]); });
   });
   const shown = PAIRS.map((p) => ({ ...p, pair: p, flag: [p.flagged ? "score" : "", p.flagged_delta_y ? "ΔY" : ""].filter(Boolean).join(", "), dominant: known(p.dominant_feature) ? featureName(p.dominant_feature) : "–" }));
-  table(node, "pairs", shown, [["pair_id", "pair"], ["label", "class"], ["prompt", "prompt", null, true], ["flag", "flags"], ["score", "score", signed], ["mean_delta_y", "mean ΔY", signed],
-    ["flag_delta_y_stability", "ΔY flag stable", percent], ["flag_stability", "score flag stable", percent], ["score_low", "low", signed], ["score_high", "high", signed], ["dominant", "dominant feature", null, true], ["off_target_share", "off target", percent], ["through_x", "through X", percent], ["cancellation", "cancelled", percent], ["category", "category"]].map((c) => (c[0] === "pair_id" ? ["pair_id", "pair", (v) => v.slice(0, 8)] : c)), (r) => showPair(r.pair));
+  table(node, "pairs", shown, [PAIR_ID, ["label", "class"], ["prompt", "prompt", null, true], ["flag", "flags"], ["score", "score", signed], ["mean_delta_y", "mean ΔY", signed],
+    ["flag_delta_y_stability", "ΔY flag stable", percent], ["flag_stability", "score flag stable", percent], ["score_low", "low", signed], ["score_high", "high", signed], ["dominant", "dominant feature", null, true], ["off_target_share", "off target", percent], ["through_x", "through X", percent], ["cancellation", "cancelled", percent], ["category", "category"]], (r) => showPair(r.pair));
 }
 function agreement() {
   const rows = rowsOf(D.agreement);

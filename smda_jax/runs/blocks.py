@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from smda_jax.data.batches import LengthBlock, blocks_by_length, scored_positions, shared_pair_length
-from smda_jax.data.lanes import LaneBlock, packed_blocks
+from smda_jax.data.lanes import LaneBlock
 from smda_jax.errors import InputError
 from smda_jax.jacobian import ask, passes, programs, pull
 from smda_jax.jacobian.evaluation import Evaluation
@@ -57,7 +57,7 @@ class Blocks:
         worth = programs.worth(self.inputs.model.config, 3)
         # A normalised step needs the gradients' norms, so that they are formed.
         if self.plan.engine == "query" and self.plan.keep == "score" and not self.update.normalised:
-            return ask.pair_blocks(self.inputs.pair_tokens, most, self.config.loss_scope)
+            return ask.pair_blocks(self.inputs.pair_tokens, most, self.config.loss_scope, self._shared)
         # Reverse pulls every prompt back once per block, and groups the pairs in a block by length itself.
         return list(blocks_by_length(lengths, most, np.inf if self.plan.engine == "reverse" else worth))
 
@@ -248,10 +248,8 @@ class Blocks:
         """Some pairs of a block as a block of their own."""
         if isinstance(block, LengthBlock):
             return block._replace(rows=rows, size=-(-block.size // 2))
-        tokens, scope = [self.inputs.pair_tokens[i] for i in rows], self.config.loss_scope
-        lengths = [len(t.ids) - self._shared for t in tokens]
-        scored = [len(scored_positions(t, scope)) for t in tokens]
-        (own,) = packed_blocks(lengths, len(rows), block.shape.lanes, scored)
+        tokens = [self.inputs.pair_tokens[i] for i in rows]
+        (own,) = ask.pair_blocks(tokens, len(rows), self.config.loss_scope, self._shared)
         return own._replace(rows=rows[own.rows])
 
     def _refuse(self, rows: np.ndarray, fine: np.ndarray, what: str) -> None:

@@ -158,7 +158,6 @@ def feature_table(
     sure: Confidence | None,
 ) -> Mapping[str, Any]:
     """`features.parquet`: every feature's part in the policy and, by class of pairs, in its shifts, where these were kept."""
-    rows: dict[str, list[Any]] = {}
     d = len(W)
     fixed = {
         "feature_id": e.feature_ids, "label": [labels.get(i) for i in e.feature_ids], "weight": W,
@@ -169,28 +168,25 @@ def feature_table(
         "active_share": e.active.mean(axis=0), "mean_activation": e.x.mean(axis=0, dtype=np.float64),
         "link": [f"https://www.neuronpedia.org/{c.neuronpedia}/{i}" if c.neuronpedia else None for i in e.feature_ids],
     }  # fmt: skip
-    if influence is None:
-        nothing = dict.fromkeys(("mean_contribution", "share", "through_x", "cancellation"), np.full(d, np.nan))
-        rows = {key: list(value) for key, value in {"class": ["all"] * d, **fixed, **nothing}.items()}
-    classes = {} if influence is None else classes_of(pairs.label)
-    moves, dominant = np.zeros(0, bool), np.zeros(0, int)
-    if influence is not None:
-        moves, dominant = np.abs(influence.contribution).sum(axis=1) > 0, dominant_feature(influence.contribution)
-    for name, own in classes.items():
-        assert influence is not None
-        part = Influence(W, influence.delta_w_x[own], influence.delta_w_y[own])
-        size, split = np.abs(part.contribution).sum(axis=0), pathways(part, 0)
+    nothing = dict.fromkeys(("mean_contribution", "share", "through_x", "cancellation"), np.full(d, np.nan))
+    parts = {} if influence is None else {
+        name: Influence(W, influence.delta_w_x[own], influence.delta_w_y[own]) for name, own in classes_of(pairs.label).items()
+    }  # fmt: skip
+    rows = {} if parts else {key: list(value) for key, value in ({"class": ["all"] * d} | fixed | nothing).items()}
+    for name, part in parts.items():
+        effect, split = np.abs(part.contribution), pathways(part, 0)
+        size, moves = effect.sum(axis=0), effect.sum(axis=1) > 0
         columns = {
             "class": [name] * d, **fixed, "mean_contribution": part.contribution.mean(axis=0),
             "share": size / size.sum() if size.sum() else np.full(d, np.nan),
             "through_x": split.through_x, "cancellation": split.cancellation,
-            "dominant_pairs": np.bincount(dominant[own][moves[own]], minlength=d),
+            "dominant_pairs": np.bincount(dominant_feature(effect[moves]), minlength=d),
         }  # fmt: skip
         for key, value in columns.items():
             rows.setdefault(key, []).extend(value)
     words = {key: pa.array(rows[key], pa.string()) for key in ("class", "label", "link")}
     out = {k: _real(v) if isinstance(v[0], float) else v for k, v in rows.items()} | words
-    return out if influence is not None else out | {"dominant_pairs": pa.nulls(d, pa.int64())}
+    return out if parts else out | {"dominant_pairs": pa.nulls(d, pa.int64())}
 
 
 def interference_table(
