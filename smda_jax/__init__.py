@@ -1,6 +1,6 @@
 """Symbolic Mechanistic Data Attribution in JAX.
 
-The steps, in the order they are used; each is imported when it is first asked for.
+What can be called, in the order it is used; each is imported when it is first asked for.
 """
 
 from importlib import import_module
@@ -8,47 +8,89 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from smda_jax.data.chat import Chat as Chat
-    from smda_jax.data.records import read_pairs as read_pairs
-    from smda_jax.data.records import read_prompts as read_prompts
+    from smda_jax.data.records import Pairs as Pairs
+    from smda_jax.data.records import Prompts as Prompts
+    from smda_jax.data.records import load_pairs as load_pairs
+    from smda_jax.data.records import load_pairs as read_pairs
+    from smda_jax.data.records import load_prompts as load_prompts
+    from smda_jax.data.records import load_prompts as read_prompts
+    from smda_jax.engines.contract import Delta as Delta
+    from smda_jax.engines.finite.dataset import finite as finite
+    from smda_jax.engines.forward.dataset import forward as forward
+    from smda_jax.engines.reverse.dataset import reverse as reverse
     from smda_jax.errors import InputError as InputError
-    from smda_jax.jacobian.evaluation import activations as activations
-    from smda_jax.jacobian.evaluation import load_model as load_model
-    from smda_jax.jacobian.passes import factors as factors
-    from smda_jax.jacobian.passes import finite as finite
-    from smda_jax.jacobian.passes import forward as forward
-    from smda_jax.jacobian.pull import reverse as reverse
+    from smda_jax.policy.influence import Influence as Influence
     from smda_jax.policy.influence import decompose as decompose
     from smda_jax.policy.ridge import ridge as ridge
+    from smda_jax.reading.evaluation import Evaluation as Evaluation
+    from smda_jax.reading.evaluation import activations as activations
+    from smda_jax.reading.network import Model as Model
+    from smda_jax.reading.network import load_model as load_model
+    from smda_jax.report.page import report as report
+    from smda_jax.runs.attribution.attribute import attribute as attribute
+    from smda_jax.runs.attribution.summary import Summary as Summary
+    from smda_jax.runs.attribution.verify import verify as verify
+    from smda_jax.runs.config import Attribute as Attribute
+    from smda_jax.runs.config import Report as Report
     from smda_jax.runs.config import Sweep as Sweep
-    from smda_jax.runs.sweep import sweep as sweep
+    from smda_jax.runs.config import Verify as Verify
+    from smda_jax.runs.sweep.run import sweep as sweep
+    from smda_jax.sae.formats import SAE as SAE
     from smda_jax.sae.formats import load as load_sae
+    from smda_jax.steps.checkpoints import StepCheckpoints as StepCheckpoints
+    from smda_jax.steps.dataset import steps as factors
+    from smda_jax.steps.dataset import steps as steps
 
-_WHERE = {
-    "load_model": ("jacobian.evaluation", "load_model"),
+# name -> (module, its name there); the table that `dir` shows, and that types above repeat
+EXPORTS = {
+    # a whole run, as the commands do it
+    "Attribute": ("runs.config", "Attribute"),
+    "attribute": ("runs.attribution.attribute", "attribute"),
+    "Verify": ("runs.config", "Verify"),
+    "verify": ("runs.attribution.verify", "verify"),
+    "Sweep": ("runs.config", "Sweep"),
+    "sweep": ("runs.sweep.run", "sweep"),
+    "Report": ("runs.config", "Report"),
+    "report": ("report.page", "report"),
+    # its steps
+    "load_model": ("reading.network", "load_model"),
     "load_sae": ("sae.formats", "load"),
-    "read_prompts": ("data.records", "read_prompts"),
-    "read_pairs": ("data.records", "read_pairs"),
-    "activations": ("jacobian.evaluation", "activations"),
-    "factors": ("jacobian.passes", "factors"),
-    "forward": ("jacobian.passes", "forward"),
-    "reverse": ("jacobian.pull", "reverse"),
-    "finite": ("jacobian.passes", "finite"),
+    "load_prompts": ("data.records", "load_prompts"),
+    "load_pairs": ("data.records", "load_pairs"),
+    "activations": ("reading.evaluation", "activations"),
+    "steps": ("steps.dataset", "steps"),
+    "forward": ("engines.forward.dataset", "forward"),
+    "reverse": ("engines.reverse.dataset", "reverse"),
+    "finite": ("engines.finite.dataset", "finite"),
     "ridge": ("policy.ridge", "ridge"),
     "decompose": ("policy.influence", "decompose"),
-    "sweep": ("runs.sweep", "sweep"),
-    "Sweep": ("runs.config", "Sweep"),
+    # types
     "Chat": ("data.chat", "Chat"),
+    "Delta": ("engines.contract", "Delta"),
+    "Evaluation": ("reading.evaluation", "Evaluation"),
+    "Influence": ("policy.influence", "Influence"),
     "InputError": ("errors", "InputError"),
+    "Model": ("reading.network", "Model"),
+    "Pairs": ("data.records", "Pairs"),
+    "Prompts": ("data.records", "Prompts"),
+    "SAE": ("sae.formats", "SAE"),
+    "StepCheckpoints": ("steps.checkpoints", "StepCheckpoints"),
+    "Summary": ("runs.attribution.summary", "Summary"),
+    # names of version 0.1
+    "factors": ("steps.dataset", "steps"),
+    "read_pairs": ("data.records", "load_pairs"),
+    "read_prompts": ("data.records", "load_prompts"),
 }
 
-__all__ = [
-    "Chat", "InputError", "Sweep", "activations", "decompose", "factors", "finite", "forward", "load_model", "load_sae",
-    "read_pairs", "read_prompts", "reverse", "ridge", "sweep",
-]  # fmt: skip
+__all__ = list(EXPORTS)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __dir__() -> list[str]:
+    return sorted(EXPORTS)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
+    if name not in EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, attribute = _WHERE[name]
+    module, attribute = EXPORTS[name]
     return getattr(import_module(f"{__name__}.{module}"), attribute)

@@ -1,35 +1,121 @@
-"""The command `smda-jax`. Parses, dispatches and reports errors; heavy imports wait until a command is known."""
+"""The command `smda-jax`: a table of commands, which are parsed, run, and told errors of.
+
+Heavy imports wait until a command is known.
+"""
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from smda_jax.errors import InputError
-from smda_jax.runs.config import Attribute, Demo, Inspect, Plan, Report, Sweep, Verify, from_run
+from smda_jax.runs import config as configs
+from smda_jax.runs.config import Attribute, Demo, Inspect, Plan, Report, Sweep, Verify
+
+
+def _attribute(command: Attribute, console: Any) -> None:
+    from smda_jax.report.page import report
+    from smda_jax.report.terminal import print_summary
+    from smda_jax.runs.attribution.attribute import attribute
+
+    print_summary(attribute(command, console), console)
+    report(Report(run=command.out), console)
+
+
+def _demo(command: Demo, console: Any) -> None:
+    _attribute(command.attribute(), console)
+
+
+def _plan(command: Plan, console: Any) -> None:
+    from smda_jax.runs.attribution.planning import print_plan
+
+    print_plan(command, console)
+
+
+def _sweep(command: Sweep, console: Any) -> None:
+    from smda_jax.runs.sweep.run import sweep
+    from smda_jax.runs.sweep.show import show
+
+    if command.show:
+        show(command.run, console)
+    else:
+        sweep(command, console)
+
+
+def _verify(command: Verify, console: Any) -> None:
+    from smda_jax.report.page import report
+    from smda_jax.runs.attribution.verify import verify
+
+    verify(command, console)
+    report(Report(run=command.run), console)
+
+
+def _report(command: Report, console: Any) -> None:
+    from smda_jax.report.page import report
+
+    report(command, console)
+
+
+def _inspect(command: Inspect, console: Any) -> None:
+    from smda_jax.runs.inputs.inspect import inspect
+
+    inspect(command, console)
+
+
+class Command(NamedTuple):
+    """A row of the table of commands.
+
+    Attributes:
+        config: dataclass of its options.
+        run: what it does.
+        continues: whether the same command continues it when it was interrupted.
+        replays: whether `--config` starts it from a recorded run.
+    """
+
+    config: type
+    run: Callable[[Any, Any], None]
+    continues: bool = False
+    replays: bool = False
+
+
+COMMANDS = {
+    "attribute": Command(Attribute, _attribute, continues=True, replays=True),
+    "plan": Command(Plan, _plan, replays=True),
+    "sweep": Command(Sweep, _sweep, continues=True),
+    "verify": Command(Verify, _verify),
+    "report": Command(Report, _report),
+    "demo": Command(Demo, _demo, continues=True),
+    "inspect": Command(Inspect, _inspect),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command; exit status 2 for input that cannot be used, 130 when interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    command: Any = None
+    config: Any = None
     try:
-        command = _parse(arguments)
-        _run(command)
+        config = _parse(arguments)
+        _run(config)
     except InputError as error:
         print(f"smda-jax: error: {error}", file=sys.stderr)
-        _leave(command, 2)
+        _leave(config, 2)
     except KeyboardInterrupt:
-        kept = ": finished blocks are kept, the same command continues" if isinstance(command, Attribute | Demo | Sweep) else ""
-        print(f"\nsmda-jax: interrupted{kept}", file=sys.stderr)
-        _leave(command, 130)
+        row = _row(config)
+        kept = ": finished parts are kept, the same command continues"
+        note = kept if row is not None and row.continues else ""
+        print(f"\nsmda-jax: interrupted{note}", file=sys.stderr)
+        _leave(config, 130)
 
 
-def _leave(command: Any, status: int) -> None:
-    if getattr(command, "distributed", False):
-        from smda_jax.model.mesh import leave
+def _row(config: Any) -> Command | None:
+    return next((row for row in COMMANDS.values() if row.config is type(config)), None)
+
+
+def _leave(config: Any, status: int) -> None:
+    if getattr(config, "distributed", False):
+        from smda_jax.runtime.processes import leave
 
         leave(status)
     sys.exit(status)
@@ -38,91 +124,67 @@ def _leave(command: Any, status: int) -> None:
 def _parse(arguments: list[str]) -> Any:
     import tyro
 
-    default = _from_config(arguments)
-    options: dict[str, Any] = {} if default is None else {arguments[0]: {"default": default}}
-    attribute, plan = (tyro.conf.subcommand(name, **options.get(name, {})) for name in ("attribute", "plan"))
-    commands = (
-        Annotated[Attribute, attribute]  # type: ignore[valid-type]
-        | Annotated[Plan, plan]  # type: ignore[valid-type]
-        | Annotated[Sweep, tyro.conf.subcommand("sweep")]
-        | Annotated[Verify, tyro.conf.subcommand("verify")]
-        | Annotated[Report, tyro.conf.subcommand("report")]
-        | Annotated[Demo, tyro.conf.subcommand("demo")]
-        | Annotated[Inspect, tyro.conf.subcommand("inspect")]
-    )
+    default, union = _recorded(arguments), None
+    for name, row in COMMANDS.items():
+        own = {} if default is None or arguments[0] != name else {"default": default}
+        # A union of annotated dataclasses is how tyro takes subcommands.
+        one: Any = Annotated[row.config, tyro.conf.subcommand(name, **own)]
+        union = one if union is None else union | one
     return tyro.cli(
-        tyro.conf.OmitSubcommandPrefixes[commands],  # type: ignore[valid-type]
+        tyro.conf.OmitSubcommandPrefixes[union],
         prog="smda-jax",
         description="Which training pairs shape a model's behaviour, and through which features.",
         args=arguments or ["--help"],
     )
 
 
-def _from_config(arguments: list[str]) -> Attribute | None:
-    """The recorded configuration that `--config` names; `out` is not taken from it, so that no run is overwritten."""
-    if arguments[:1] not in (["attribute"], ["plan"]):
+def _recorded(arguments: list[str]) -> Attribute | None:
+    """The recorded configuration that `--config` names.
+
+    `out` is not taken from it, so that no run is overwritten.
+    """
+    row = COMMANDS.get(arguments[0]) if arguments else None
+    if row is None or not row.replays:
         return None
     for i, word in enumerate(arguments):
         flag, _, value = word.partition("=")
         if flag == "--config":
             path = value or (arguments[i + 1] if i + 1 < len(arguments) else "")
-            import tyro
-
-            recorded = from_run(Path(path))
-            required = [f.name for f in fields(Attribute) if f.default is MISSING and f.name not in recorded]
-            if required:
-                raise InputError(path, f"records no {required[0]}", "was it written by another version?")
-            if arguments[0] == "plan":
-                return Plan(**{name: value for name, value in recorded.items() if name != "out"})
-            default = Attribute(**recorded)
-            object.__setattr__(default, "out", tyro.MISSING)  # frozen; the parser demands the option in its place
-            return default
+            return _replayed(row.config, path)
     return None
 
 
-def _run(command: Any) -> None:
+def _replayed(kind: type, path: str) -> Attribute:
+    import tyro
+
+    recorded = configs.from_run(Path(path))
+    needed = [f.name for f in fields(Attribute) if f.default is MISSING]
+    missing = [name for name in needed if name not in recorded]
+    if missing:
+        what = f"records no {missing[0]}"
+        raise InputError(path, what, "was it written by another version?")
+    needs_out = any(f.name == "out" and f.default is MISSING for f in fields(kind))
+    if not needs_out:
+        recorded.pop("out", None)
+    default = kind(**recorded)
+    if needs_out:  # frozen; the parser demands the option in its place
+        object.__setattr__(default, "out", tyro.MISSING)
+    return default
+
+
+def _run(config: Any) -> None:
     from rich.console import Console
 
     # Programs are compiled once per machine; JAX reads this when it is first imported.
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "smda_jax" / "compiled"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no torch, which nothing here needs
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    compiled = home / "smda_jax" / "compiled"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
-    console = Console()
-    if isinstance(command, Inspect):
-        from smda_jax.runs.inspect import inspect
-
-        inspect(command, console)
-        return
-    if isinstance(command, Plan):
-        from smda_jax.runs.planning import print_plan
-
-        print_plan(command, console)
-        return
-    if isinstance(command, Sweep):
-        from smda_jax.runs.sweep import show, sweep
-
-        if command.show:
-            show(command.run, console)
-        else:
-            sweep(command, console)
-        return
-    from smda_jax.report.page import report
-
-    if isinstance(command, Report):
-        report(command, console)
-        return
-    if isinstance(command, Verify):
-        from smda_jax.runs.verify import verify
-
-        verify(command, console)
-        report(Report(run=command.run), console)
-        return
-    from smda_jax.runs.attribute import attribute
-
-    config = command.attribute() if isinstance(command, Demo) else command
-    attribute(config, console)
-    report(Report(run=config.out), console)
+    # That there is no torch, which nothing here needs.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    row = _row(config)
+    assert row is not None
+    row.run(config, Console())
 
 
 if __name__ == "__main__":

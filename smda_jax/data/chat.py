@@ -12,10 +12,10 @@ _END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<|end_of_turn|>")
 
 
 class PromptTokens(NamedTuple):
-    """A prompt as the model sees it, assistant header included; `eot` is the user turn's last end-of-turn token."""
+    """A prompt as the model sees it, assistant header included; `read_at` is the user turn's last end-of-turn token."""
 
     ids: list[int]
-    eot: int
+    read_at: int
 
 
 class PairTokens(NamedTuple):

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import huggingface_hub
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from smda_jax import hub
 from smda_jax.errors import InputError
 
 PROMPT_LABELS = ("harmful", "harmless")
@@ -72,7 +72,7 @@ class Pairs:
         return replace(self, **{f.name: [getattr(self, f.name)[i] for i in rows] for f in fields(self) if f.name != "source"})
 
 
-def read_prompts(source: str | Path) -> Prompts:
+def load_prompts(source: str | Path) -> Prompts:
     """Reads evaluation prompts: column `prompt`, optionally `prompt_label`, `category`, `refused`; others are left alone.
 
     Raises:
@@ -86,7 +86,7 @@ def read_prompts(source: str | Path) -> Prompts:
     return Prompts(name, text, label, _words(table, "category", name), _flags(table, "refused", name), ids)
 
 
-def read_pairs(source: str | Path) -> Pairs:
+def load_pairs(source: str | Path) -> Pairs:
     """Reads training pairs: columns `prompt` and `response`, optionally `label`, `category`, `planted`.
 
     Raises:
@@ -115,11 +115,7 @@ def local_file(source: str | Path) -> Path:
         return path
     repo, _, inside = str(source).removeprefix("hub:").partition(":")
     patterns = [inside] if inside else [f"*{suffix}" for suffix in SUFFIXES]
-    try:
-        folder = Path(huggingface_hub.snapshot_download(repo, repo_type="dataset", allow_patterns=patterns))
-    except Exception as error:  # the hub raises many types: offline, gated, unknown, malformed id
-        first = str(error).strip().splitlines()[0]
-        raise InputError(source, f"not fetched from the Hub: {first}", "check id, access and network") from error
+    folder = hub.download(repo, patterns, kind="dataset", source=source)
     files = sorted(p for p in folder.rglob("*") if p.suffix in SUFFIXES and (not inside or p == folder / inside))
     if len(files) != 1:
         names = ", ".join(str(p.relative_to(folder)) for p in files[:4])

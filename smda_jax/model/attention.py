@@ -1,5 +1,6 @@
 """Rotated, causal, grouped-query attention, over rows that are padded or packed into lanes."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -8,102 +9,108 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
+from smda_jax.kernels.packing import Packing
 from smda_jax.model.config import ModelConfig
-from smda_jax.model.precision import wide
+from smda_jax.runtime.precision import wide
 
 
 class Past(NamedTuple):
-    """Rotated keys and values of the tokens that come before every row of a batch and are the same for all of them."""
+    """Rotated keys and values of tokens that come before every row and are the same for all."""
 
     k: Float[Array, "past kv_head head_dim"]
     v: Float[Array, "past kv_head head_dim"]
 
 
-class Packing(NamedTuple):
-    """Rows of different lengths one behind the other in *lanes*: every operation but attention sees no padding.
+class Heads(NamedTuple):
+    """Queries, keys and values."""
 
-    Attributes:
-        unpack: for every token of a row, where it stands in its lane; groups of rows of like length, each padded to its own
-            width. What pads a row is a token of its own, which causal attention keeps out of all others.
-        pack: for every token of a lane, where it stands among the lane's rows as unpacked, group after group.
+    q: Float[Array, "lane token head head_dim"]
+    k: Float[Array, "lane token kv_head head_dim"]
+    v: Float[Array, "lane token kv_head head_dim"]
+
+
+def of_kind(values: list[np.ndarray], kind: Int[Array, ""], dtype: Any) -> Array:
+    """The value of a layer's kind; where all kinds have the same, it is a constant."""
+    if all(v is values[0] or np.array_equal(v, values[0]) for v in values):
+        return jnp.asarray(values[0], dtype)
+    return jnp.asarray(np.stack(values), dtype)[kind]
+
+
+def rotate(
+    config: ModelConfig, kind: Int[Array, ""], start: int, x: Float[Array, "row token head dim"]
+) -> Float[Array, "row token head dim"]:
+    """Half-split rotation (the layout of Hugging Face checkpoints) of the first `dims` dimensions.
+
+    Angles of positions start, start + 1, … are computed in float64 on the host.
     """
-
-    unpack: tuple[Int[Array | np.ndarray, "lane row token"], ...]
-    pack: Int[Array | np.ndarray, "lane token"]
-
-
-def rotary(config: ModelConfig, start: int, tokens: int, dtype: Any) -> tuple[Array, Array]:
-    """Cosine and sine tables `[token, 1, half_head]` of positions start, start+1, ...; angles in float64 on the host."""
-    angle = np.arange(start, start + tokens)[:, None] * config.rope.frequencies(config.head_dim)
-    return jnp.asarray(np.cos(angle)[:, None], dtype), jnp.asarray(np.sin(angle)[:, None], dtype)
-
-
-def rotate(x: Float[Array, "row token head half2"], cos: Array, sin: Array) -> Float[Array, "row token head half2"]:
-    """Half-split rotation (the layout of Hugging Face checkpoints)."""
-    a, b = jnp.split(x, 2, axis=-1)
-    cos, sin = cos[None], sin[None]
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    ropes = [layer_kind.rope for layer_kind in config.kinds]
+    dims = next((rope.dims for rope in ropes if rope), 0)
+    if not dims:
+        return x
+    tokens, half = x.shape[1], dims // 2
+    still = np.ones((tokens, half)), np.zeros((tokens, half))  # a layer without rotation
+    tables = [rope.tables(start, tokens) if rope else still for rope in ropes]
+    cos = of_kind([c for c, _ in tables], kind, x.dtype)[None, :, None]
+    sin = of_kind([s for _, s in tables], kind, x.dtype)[None, :, None]
+    a, b, rest = x[..., :half], x[..., half:dims], x[..., dims:]
+    parts = [a * cos - b * sin, b * cos + a * sin]
+    return jnp.concatenate([*parts, rest] if dims < x.shape[-1] else parts, axis=-1)
 
 
 def attention(
-    config: ModelConfig,
-    q: Float[Array, "row token head head_dim"],
-    k: Float[Array, "row token kv_head head_dim"],
-    v: Float[Array, "row token kv_head head_dim"],
-    past: Past | None,
+    config: ModelConfig, kind: Int[Array, ""], heads: Heads, past: Past | None
 ) -> Float[Array, "row token mixed"]:
-    """Causal grouped-query attention in plain `jnp`: fused attention is a custom_vjp and refuses forward mode.
+    """Causal grouped-query attention in plain `jnp`.
 
-    Rows are padded on the right, so the causal mask alone keeps padding out of every real token.
+    Fused attention is a custom_vjp and refuses forward mode. Rows are padded on the right, so the
+    causal mask alone keeps padding out of every real token.
     """
+    (q, k, v), shape = heads, config.attention
     tokens, before = q.shape[1], 0 if past is None else past.k.shape[0]
     if past is not None:
-        # A copy for each row is less to move than scores joined, and probabilities cut, at the same place.
+        # A copy for each row is less to move than scores joined, and probabilities cut.
         k, v = (
             jnp.concatenate([jnp.broadcast_to(old[None], (len(own), *old.shape)), own], axis=1)
             for old, own in ((past.k, k), (past.v, v))
         )
-    # Heads that share keys in one product, and heads before tokens: fewer and larger products, and in tangents no transposes.
-    q = rearrange(q, "row token (kv_head group) head_dim -> row kv_head (group token) head_dim", kv_head=config.kv_heads)
-    k, v = (rearrange(x, "row token kv_head head_dim -> row kv_head token head_dim") for x in (k, v))
+    # Heads that share keys in one product, and heads before tokens: fewer and larger products, and
+    # no transposes in tangents.
+    group = shape.heads // shape.kv_heads
+    spec = "row token (kv_head group) dim -> row kv_head (group token) dim"
+    q = rearrange(q, spec, kv_head=shape.kv_heads)
+    k, v = (rearrange(x, "row token kv_head dim -> row kv_head token dim") for x in (k, v))
     distance = np.arange(before, before + tokens)[:, None] - np.arange(before + tokens)
-    seen = (distance >= 0) & (distance < (config.window or distance.size + 1))
-    seen = jnp.asarray(np.tile(seen, (config.heads // config.kv_heads, 1)))
-    scores = jnp.einsum("rkqh,rksh->rkqs", q, k).astype(wide(q.dtype)) * config.head_dim**-0.5
+    windows = [layer_kind.window or distance.size + 1 for layer_kind in config.kinds]
+    masks = [np.tile((distance >= 0) & (distance < w), (group, 1)) for w in windows]
+    seen = of_kind(masks, kind, bool)
+    scores = jnp.einsum("rkqh,rksh->rkqs", q, k).astype(wide(q.dtype)) * shape.scale
+    if shape.cap is not None:
+        scores = shape.cap * jnp.tanh(scores / shape.cap)
     p = jax.nn.softmax(jnp.where(seen[None, None], scores, -jnp.inf), axis=-1).astype(q.dtype)
     mixed = jnp.einsum("rkqs,rksh->rkqh", p, v)
-    return rearrange(mixed, "row kv_head (group token) head_dim -> row token (kv_head group head_dim)", token=tokens)
+    spec = "row kv_head (group token) dim -> row token (kv_head group dim)"
+    return rearrange(mixed, spec, token=tokens)
 
 
 def mix(
     config: ModelConfig,
-    q: Float[Array, "lane token head head_dim"],
-    k: Float[Array, "lane token kv_head head_dim"],
-    v: Float[Array, "lane token kv_head head_dim"],
+    kind: Int[Array, ""],
+    heads: Heads,
     past: Past | None,
     packing: Packing | None,
 ) -> tuple[Float[Array, "lane token mixed"], Past | None]:
-    """Rotates and attends → the mixed values, and keys and values of row 0 (of packed rows None).
+    """Rotates and attends; without a packing a lane is a row.
 
-    Without a packing a lane is a row.
+    Returns:
+        the mixed values, and keys and values of row 0 (None where rows are packed).
     """
     start = 0 if past is None else past.k.shape[0]
-
-    def rows(q: Array, k: Array, v: Array) -> tuple[Array, Past]:
-        cos, sin = rotary(config, start, q.shape[1], q.dtype)
-        k = rotate(k, cos, sin)
-        return attention(config, rotate(q, cos, sin), k, v, past), Past(k[0], v[0])
-
+    turn = partial(rotate, config, kind, start)
     if packing is None:
-        return rows(q, k, v)
-    groups = []
-    for index in packing.unpack:
-        own = (_take(x, index) for x in (q, k, v))
-        mixed, _ = rows(*(rearrange(x, "lane row token head head_dim -> (lane row) token head head_dim") for x in own))
-        groups.append(mixed.reshape(len(index), -1, mixed.shape[-1]))
-    return _take(jnp.concatenate(groups, axis=1), packing.pack), None
+        turned = Heads(turn(heads.q), turn(heads.k), heads.v)
+        return attention(config, kind, turned, past), Past(turned.k[0], turned.v[0])
 
+    def of_rows(q: Array, k: Array, v: Array) -> Array:
+        return attention(config, kind, Heads(turn(q), turn(k), v), past)
 
-def _take(x: Float[Array, "lane from *rest"], index: Int[Array | np.ndarray, "lane *to"]) -> Float[Array, "lane *to_and_rest"]:
-    """Tokens of each lane by their places, which are in bounds."""
-    return jax.vmap(lambda x, index: x.at[index].get(mode="promise_in_bounds"))(x, jnp.asarray(index))
+    return packing.attend(of_rows, *heads), None

@@ -19,6 +19,9 @@ def resamples(prompts: int, count: int, seed: int) -> Float64[np.ndarray, "resam
     return np.bincount(drawn.ravel(), minlength=count * prompts).reshape(count, prompts).astype(np.float64)
 
 
+LEVEL = 0.95  # of every interval
+
+
 @dataclass(frozen=True)
 class Refits:
     """A policy refitted on every resample, and what a shift of it needs.
@@ -92,7 +95,7 @@ class Interval:
 
 
 def interval(
-    draws: Float[np.ndarray, "resample *figure"], value: Float[np.ndarray, "*figure"], level: float = 0.95
+    draws: Float[np.ndarray, "resample *figure"], value: Float[np.ndarray, "*figure"], level: float = LEVEL
 ) -> Interval:
     """The interval of a figure from its resamples; `value` is the figure itself."""
     tail = (1 - level) / 2

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Float64, Int
 
-from smda_jax.policy.ridge import gram_factor, in_float64, solve
+from smda_jax.policy.ridge import FittedPolicy, gram_factor, in_float64, solve
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,8 @@ def decompose(
 
 
 @dataclass(frozen=True)
-class Functionals:
-    """Linear functionals `uᵀΔW` of the policy's shift, as weights of the change of each activation and each Y.
+class LinearReadouts:
+    """Linear readouts `uᵀΔW` of the policy's shift, as weights of each ΔX[n,k] and each ΔY[n].
 
     With v = U⁻¹u, q = Xv and the residual r = Y − XW:
 
@@ -108,39 +108,36 @@ class Functionals:
 
     Attributes:
         W: the policy.
-        v: U⁻¹u of each functional.
+        v: U⁻¹u of each readout.
         q: Xv, zero at prompts that the policy was not fitted to.
         residual: r, zero there too.
     """
 
     W: Float64[np.ndarray, " feature"]
-    v: Float64[np.ndarray, "functional feature"]
-    q: Float64[np.ndarray, "functional prompt"]
+    v: Float64[np.ndarray, "readout feature"]
+    q: Float64[np.ndarray, "readout prompt"]
     residual: Float64[np.ndarray, " prompt"]
 
-    def weight_x(self, which: slice = slice(None)) -> Float64[np.ndarray, "functional prompt feature"]:
+    def weight_x(self) -> Float64[np.ndarray, "readout prompt feature"]:
         """Weights of ΔX; multiply by the gate for weights of ΔZ."""
-        return self.residual[None, :, None] * self.v[which][:, None] - self.q[which][..., None] * self.W
+        return self.residual[None, :, None] * self.v[:, None] - self.q[..., None] * self.W
 
-    def weight_y(self, which: slice = slice(None)) -> Float64[np.ndarray, "functional prompt"]:
+    def weight_y(self) -> Float64[np.ndarray, "readout prompt"]:
         """Weights of ΔY."""
-        return self.q[which]
+        return self.q
 
 
-def functionals(
+def linear_readouts(
     X: Float[np.ndarray, "prompt feature"],
     Y: Float[np.ndarray, " prompt"],
-    W: Float[np.ndarray, " feature"],
-    alpha: float,
-    u: Float[np.ndarray, "functional feature"] | None = None,
-    *,
-    rows: Int[np.ndarray, " row"] | None = None,
-) -> Functionals:
-    """Functionals `uᵀΔW`; by default the one whose value is the score, u = W. `rows` as in `decompose`."""
-    inside = np.ones(len(Y), bool) if rows is None else np.isin(np.arange(len(Y)), rows)
-    X, W = np.where(inside[:, None], X, 0).astype(np.float64), np.asarray(W, np.float64)
-    v = _inverse_times(X, W[None] if u is None else u, alpha)
-    return Functionals(W, v, v @ X.T, np.where(inside, Y - X @ W, 0))
+    policy: FittedPolicy,
+    u: Float[np.ndarray, "readout feature"] | None = None,
+) -> LinearReadouts:
+    """Readouts `uᵀΔW`; by default the one whose value is the score, u = W."""
+    inside = np.isin(np.arange(len(Y)), policy.rows)
+    X, W = np.where(inside[:, None], X, 0).astype(np.float64), np.asarray(policy.W, np.float64)
+    v = _inverse_times(X, W[None] if u is None else u, policy.alpha)
+    return LinearReadouts(W, v, v @ X.T, np.where(inside, Y - X @ W, 0))
 
 
 @in_float64

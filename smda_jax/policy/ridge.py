@@ -44,6 +44,21 @@ def solve(factor: Float[Array, "feature feature"], b: Float[Array, "feature *col
     return jax.scipy.linalg.cho_solve((factor, True), b)
 
 
+@dataclass(frozen=True)
+class FittedPolicy:
+    """A policy `W = (XᵀX + αI)⁻¹ XᵀY` of some prompts.
+
+    Attributes:
+        rows: of the prompts it was fitted to.
+        W: its coefficients.
+        alpha: its penalty.
+    """
+
+    rows: Int[np.ndarray, " row"]
+    W: Float64[np.ndarray, " feature"]
+    alpha: float
+
+
 @in_float64
 def _ridge(X: Any, Y: Any, alpha: float) -> Any:
     return solve(gram_factor(X, alpha), X.T @ Y)

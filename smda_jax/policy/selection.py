@@ -7,7 +7,39 @@ from jaxtyping import Float, Int
 
 from smda_jax.errors import InputError
 
+LABELS = ("harmful", "harmless")  # that the contrastive rule compares, in this order
 NAMED_SUBSETS = ("all", "natural", "balanced", "harmful+harmless")
+
+
+def label_difference(
+    activations: Callable[[Int[np.ndarray, " row"]], Float[np.ndarray, "row feature"]],
+    label: Sequence[str | None],
+    batch_size: int = 256,
+) -> Float[np.ndarray, " feature"]:
+    """Mean activation on harmful minus mean activation on harmless prompts, of every feature.
+
+    Args:
+        activations: of the features on some rows, in float64.
+        label: of every prompt.
+        batch_size: rows that are asked for at a time.
+
+    Raises:
+        InputError: one of the two kinds of prompt is missing.
+    """
+    means = []
+    for kind in LABELS:
+        own = np.flatnonzero([x == kind for x in label])
+        if not len(own):
+            what = f"the contrastive rule needs {kind} prompts"
+            raise InputError("features", what, "give ids, or a prompt_label column")
+        parts = [own[i : i + batch_size] for i in range(0, len(own), batch_size)]
+        means.append(sum(activations(part).sum(axis=0) for part in parts) / len(own))
+    return np.asarray(means[0] - means[1])
+
+
+def strata(label: Sequence[str | None], shows: Sequence[bool] | np.ndarray) -> list[str]:
+    """What prompts are held out evenly by: their label, and whether they show the behaviour."""
+    return [f"{name} {shown}" for name, shown in zip(label, shows, strict=True)]
 
 
 def contrastive(difference: Float[np.ndarray, " feature"], threshold: float) -> Int[np.ndarray, " chosen"]:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from scipy.cluster.hierarchy import leaves_list, linkage
 
 from smda_jax.errors import InputError
-from smda_jax.runs.columns import COLUMNS, SWEEP_COLUMNS
+from smda_jax.runs.attribution.columns import COLUMNS, SWEEP_COLUMNS
 
 PAIRS, CELLS = 1_000, 120_000  # pairs, and pairs x features, that a page holds: of more, those with the largest |score|
 FEATURES = 200  # whose prompts a page holds: of more, those with the largest share of the shifts
@@ -54,6 +54,11 @@ class Run:
         table = self.tables.get("features.parquet", {})
         rows = [i for i, name in enumerate(table.get("class", ())) if name == "all"]
         return {key: [values[i] for i in rows] for key, values in table.items()}
+
+
+def rows_of(table: Columns) -> list[dict[str, Any]]:
+    """A table row by row."""
+    return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
 
 
 def read_run(path: Path) -> Run:
@@ -118,7 +123,7 @@ def content(run: Run, *, redact: bool = False) -> dict[str, Any]:
     record = run.record
     return {
         "name": run.path.name,
-        "totals": _totals(run), "pairs_in_run": record["pairs"], "prompts_in_run": record["prompts"], "classes": run.classes,
+        "totals": totals(run), "pairs_in_run": record["pairs"], "prompts_in_run": record["prompts"], "classes": run.classes,
         "settings": record["config"], "versions": record["versions"], "device": record["device"],
         "engine": record.get("engine"),
         "timings": record.get("timings", {}), "summary": record["summary"], "conventions": record["conventions"],
@@ -139,7 +144,7 @@ def content(run: Run, *, redact: bool = False) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _totals(run: Run) -> dict[str, Any]:
+def totals(run: Run) -> dict[str, Any]:
     """Counts and scores over all pairs of the run, whichever are shown."""
     pairs = run.tables["pairs.parquet"]
     counts = {name: sum(map(bool, pairs.get(name, ()))) for name in ("flagged", "flagged_delta_y", "unintended")}

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from smda_jax.report.data import Columns, Run
-from smda_jax.runs.store import writing
+from smda_jax.files import writing
 
 PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")  # Okabe and Ito: told apart by everyone
 MARKERS = "oDs^PX"

@@ -8,7 +8,9 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from smda_jax.errors import InputError
-from smda_jax.jacobian.engines import GIVES, Keep
+from smda_jax.engines.offers import OFFERS, Keep, keep_for
+from smda_jax.reading.behaviours import Options, check_name
+from smda_jax.steps.updates import offer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,8 @@ class Attribute:
     """The SAE on neuronpedia.org as MODEL/SAE, such as llama3.1-8b/16-llamascope-res-32k: features get a link to their page."""
     redact: bool = False
     """Leave the texts of prompts and responses out of the run folder."""
+    behaviour: str = "begins"
+    """What Y is. begins: the log-probability that the answer begins with one of the targets."""
     targets: tuple[str, ...] = ("I can't", "I can\u2019t")
     """Texts whose total probability, as the answer's beginning, is the behaviour Y (nats)."""
     target_ids: tuple[str, ...] = ()
@@ -122,30 +126,31 @@ class Attribute:
             raise InputError("--learning-rate", "0 is no step", "what does not change shifts nothing")
         if self.alpha_folds == 1:
             raise InputError("--alpha-folds", "one fold leaves nothing to fit on", "0, or at least 2")
-        if self.gate == "off" and (self.engine == "finite" or self.check_pairs):
+        check_name(self.behaviour)
+        asked, kind = OFFERS.get(self.engine), offer(self.update)
+        true_step = asked is not None and not asked.first_order
+        gate_open, keep = self.gate == "off", self.kept()
+        if gate_open and (true_step or self.check_pairs):
             raise InputError("--gate", "off is a first-order notion: no true step leaves every gate open", "use --gate on")
-        if self.engine == "finite" and self.check_pairs:
-            raise InputError("--check-pairs", "compares first order with the true step, which engine finite is", "leave it out")
-        if self.update not in ("sgd", "normalised", "adam") and not self.update.startswith("optax."):
-            raise InputError("--update", f"{self.update} is not known", "sgd, normalised, adam, or optax.NAME")
-        if self.update.startswith("optax.") and self.engine != "finite":
-            raise InputError("--update", f"{self.update} need not be linear in the gradient", "add --engine finite")
-        if self.layers and self.keep != "residual":
+        if true_step and self.check_pairs:
+            what = f"compares first order with the true step, which engine {self.engine} is"
+            raise InputError("--check-pairs", what, "leave it out")
+        if not kind.first_order and not true_step:
+            what = f"{self.update} need not be linear in the gradient"
+            raise InputError("--update", what, "add --engine finite")
+        if self.layers and not keep.residual:
             raise InputError("--layers", "says whose residual streams are kept", "add --keep residual")
-        if self.engine != "auto" and self.kept() not in GIVES[self.engine]:
-            raise InputError("--keep", f"{self.keep} is not what engine {self.engine} gives", "leave --engine out")
-        if self.gate == "off" and self.kept() == "active":
+        if asked is not None and keep.name not in asked.gives:
+            what = f"{self.keep} is not what engine {self.engine} gives"
+            raise InputError("--keep", what, "leave --engine out")
+        if gate_open and keep.with_open_gate:
             raise InputError("--keep", "active leaves out what an open gate lets through", "--keep features, or --gate on")
         if not 0 <= self.test_fraction < 1:
             raise InputError("--test-fraction", f"{self.test_fraction} is not a share", "0 (inclusive) to 1 (exclusive)")
 
     def kept(self) -> Keep:
         """What is kept, once auto is resolved."""
-        if self.keep != "auto":
-            return self.keep
-        if self.engine == "query":
-            return "coefficients"
-        return "features" if self.gate == "off" or self.engine == "finite" else "active"
+        return keep_for(self.keep, self.engine, self.gate == "off")
 
     def resolved(self) -> dict[str, Any]:
         """As written to run.json; what names a file or folder here is made absolute, so that it can be replayed anywhere."""
@@ -160,10 +165,11 @@ class Attribute:
 
         return {k: plain(resolve(k, v)) for k, v in asdict(self).items() if k != "config"}
 
-    def token_ids(self) -> list[list[int]]:
-        """`target_ids` parsed. Raises InputError if one is not a list of integers."""
+    def behaviour_options(self) -> Options:
+        """What is said of the behaviour. Raises InputError if a target is not token ids."""
         try:
-            return [[int(t) for t in text.split(",")] for text in self.target_ids]
+            ids = tuple(tuple(int(t) for t in text.split(",")) for text in self.target_ids)
+            return Options(self.targets, ids)
         except ValueError:
             raise InputError(
                 "--target-ids", f"{' '.join(self.target_ids)!r} is not token ids", "e.g. 40,649,956 40,649,1431"

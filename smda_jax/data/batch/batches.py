@@ -1,0 +1,153 @@
+"""Batches of prompts and of pairs, in whatever layout."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from smda_jax.data.batch.layouts import Layout, items_at
+from smda_jax.data.chat import LossScope, PairTokens, PromptTokens
+from smda_jax.kernels.packing import Packing
+from smda_jax.pytree import pytree
+
+
+@pytree
+class TokenBatch:
+    """Rows of tokens in lanes.
+
+    Attributes:
+        tokens: padded on the right; the first `shared` columns are the same in every lane.
+        packing: where several rows lie in a lane; None where a lane is a row.
+        shared: how many leading tokens all rows of the run have in common; static.
+    """
+
+    tokens: Int[Array | np.ndarray, "lane token"]
+    packing: Packing | None
+    shared: int = struct.field(pytree_node=False, kw_only=True, default=0)
+
+    @property
+    def lanes(self) -> int:
+        """How many there are."""
+        return self.tokens.shape[0]
+
+
+@pytree
+class PromptBatch(TokenBatch):
+    """Prompts, each in as many rows as the behaviour has histories to append.
+
+    Attributes:
+        read_at: the token that the residual stream is read at, by its place in the lane.
+        answer_at: positions whose next token the behaviour reads, by their places in the lane.
+    """
+
+    read_at: Int[Array | np.ndarray, "lane row"]
+    answer_at: Int[Array | np.ndarray, "lane row position"]
+
+    @property
+    def answers(self) -> Int[Array | np.ndarray, "lane row_position"]:
+        """`answer_at` of each lane, row after row."""
+        return self.answer_at.reshape(self.lanes, -1)
+
+
+@pytree
+class PairBatch(TokenBatch):
+    """Training pairs.
+
+    Attributes:
+        at: places in the lane whose next token is scored, padded with zeros.
+        target: that next token.
+        weight: of each pair of the lane, 1 / (number of its scored tokens) at its own positions,
+            and zero elsewhere.
+    """
+
+    at: Int[Array | np.ndarray, "lane position"]
+    target: Int[Array | np.ndarray, "lane position"]
+    weight: Float[Array | np.ndarray, "lane pair position"]
+
+
+def in_common(ids: Sequence[Sequence[int]], most: int) -> int:
+    """How many leading tokens all rows have in common, at most `most`."""
+    first, last = min(ids, key=list), max(ids, key=list)
+    both = zip(first[:most], last[:most], strict=False)
+    return next((i for i, (a, b) in enumerate(both) if a != b), most)
+
+
+def shared_length(prompts: Sequence[PromptTokens]) -> int:
+    """Leading tokens that all prompts have in common, at most up to the first that is read."""
+    return in_common([p.ids for p in prompts], min(p.read_at for p in prompts))
+
+
+def shared_pair_length(pairs: Sequence[PairTokens], scope: LossScope) -> int:
+    """Leading tokens that all pairs have in common, at most up to the first that is scored."""
+    scored = min(int(scored_positions(pair, scope)[0]) for pair in pairs)
+    return in_common([pair.ids for pair in pairs], scored)
+
+
+def scored_positions(pair: PairTokens, scope: LossScope) -> Int[np.ndarray, " position"]:
+    """Positions whose next token the loss scores: those before the response's tokens, or all."""
+    first = pair.response if scope == "response" else 1
+    return np.arange(first - 1, len(pair.ids) - 1)
+
+
+def prompt_batch(
+    prompts: Sequence[PromptTokens],
+    histories: Sequence[Sequence[int]],
+    positions: int,
+    layout: Layout,
+    shared: int = 0,
+) -> PromptBatch:
+    """A batch of prompts.
+
+    Args:
+        prompts: of the batch; the longest first, if it is packed.
+        histories: token sequences that are appended, each in a row of its own.
+        positions: read from each row, from the last token of the prompt on.
+        layout: of what each prompt has beyond the shared tokens, with the longest history.
+        shared: leading tokens that all prompts have in common.
+    """
+    items = [prompts[i] for i in items_at(layout, len(prompts))]
+    rows = [[*p.ids, *history] for p in items for history in histories]
+    laid = layout.lay(rows, shared)
+    ends = np.array([len(p.ids) - 1 for p in items for _ in histories])
+    last = np.array([len(ids) - 1 for ids in rows])
+    answer = np.minimum(ends[:, None] + np.arange(positions), last[:, None])
+    read = np.array([p.read_at for p in items for _ in histories])
+    shape = laid.start.shape
+    return PromptBatch(
+        tokens=laid.tokens,
+        packing=laid.packing,
+        read_at=(laid.start + read.reshape(shape)).astype(np.int32),
+        answer_at=(laid.start[..., None] + answer.reshape(*shape, -1)).astype(np.int32),
+        shared=shared,
+    )
+
+
+def pair_batch(
+    pairs: Sequence[PairTokens], scope: LossScope, layout: Layout, shared: int = 0
+) -> PairBatch:
+    """A batch of pairs.
+
+    Args:
+        pairs: of the batch; the longest first, if it is packed.
+        scope: which tokens the loss scores.
+        layout: of what each pair has beyond the shared tokens.
+        shared: leading tokens that all pairs have in common; 0 where each runs its own.
+    """
+    items = [pairs[i] for i in items_at(layout, len(pairs))]
+    scored = [scored_positions(pair, scope) for pair in items]
+    laid = layout.lay([pair.ids for pair in items], shared)
+    lanes, per_lane = laid.start.shape
+    room = layout.room([len(own) for own in scored])
+    at, target = (np.zeros((lanes, room), np.int32) for _ in range(2))
+    weight = np.zeros((lanes, per_lane, room))
+    for lane in range(lanes):
+        place = 0
+        for row in range(per_lane):
+            pair, own = items[lane * per_lane + row], scored[lane * per_lane + row]
+            some = slice(place, place + len(own))
+            at[lane, some] = laid.start[lane, row] + own
+            target[lane, some] = np.asarray(pair.ids)[own + 1]
+            weight[lane, row, some] = 1 / len(own)
+            place += len(own)
+    return PairBatch(laid.tokens, laid.packing, at, target, weight, shared=shared)

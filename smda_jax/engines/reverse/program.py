@@ -1,0 +1,243 @@
+"""Every readout pulled back through the model a layer at a time, and contracted there with steps.
+
+The programs of one layer. Who calls them goes from the last layer to the first; the pairs' steps of
+a layer are formed once and serve every batch of prompts, and neither they nor the readouts'
+gradients outlive the layer.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from smda_jax.data.batch.batches import PromptBatch
+from smda_jax.kernels.contraction import contract
+from smda_jax.model.config import ModelConfig
+from smda_jax.model.forward import (
+    RESIDUAL,
+    BlockTaps,
+    TapSource,
+    Wanted,
+    at_token,
+    at_tokens,
+    block,
+    block_zeros,
+    embed,
+    head_zeros,
+    run_blocks,
+    scale_embedding,
+    unembed,
+)
+from smda_jax.model.operations import Linear, Reach
+from smda_jax.model.params import Layer, Params
+from smda_jax.pytree import pytree
+from smda_jax.reading.behaviours.contract import Behaviour
+from smda_jax.runtime.devices import Replicated, Rows
+from smda_jax.runtime.precision import wide
+from smda_jax.runtime.programs import program
+from smda_jax.steps.checkpoints import LAYER_AXES, KeptOfLayer, StepCheckpoints, layer_steps
+from smda_jax.steps.injection import inject
+from smda_jax.steps.updates.contract import Update
+
+
+def _total(spec: str, a: Array, b: Array) -> Array:
+    """What adds up over operations and layers does so in at least float32."""
+    return jnp.einsum(spec, a, b, preferred_element_type=wide(a.dtype))
+
+
+class Matrices(NamedTuple):
+    """Steps of all pairs in one layer, pairs last: weights as matrices, biases, norm scales."""
+
+    w: dict[str, Float[Array, "in out pair"]]
+    b: dict[str, Float[Array, "out pair"]]
+    scale: dict[str, Float[Array, "hidden pair"]]
+
+
+MATRICES_OF_PAIRS = Matrices(Rows(2), Rows(1), Rows(1))  # type: ignore[arg-type]
+
+
+@program(Replicated(), Rows(), Replicated(), result=MATRICES_OF_PAIRS, static=("config",))
+def matrices(
+    layer: Layer, groups: tuple[KeptOfLayer, ...], update: Update, config: ModelConfig
+) -> Matrices:
+    """The pairs' steps in a layer, from what each group of pairs keeps of it."""
+
+    def of_group(kept: KeptOfLayer) -> Matrices:
+        def one(layer: Layer, kept: KeptOfLayer) -> dict[str, Any]:
+            return layer_steps(config, layer, kept, update)
+
+        steps = jax.vmap(one, LAYER_AXES)(layer, kept)
+        linears, scales = config.table.linears, config.table.scales
+        merged = {op.name: jax.vmap(lambda s: s.merged())(steps[op.name]) for op in linears}
+        return Matrices(
+            {name: step.w for name, step in merged.items()},
+            {name: step.b for name, step in merged.items() if step.b is not None},
+            {op.name: steps[op.name].g for op in scales},
+        )
+
+    found = [of_group(kept) for kept in groups]
+    # Turned round only when put together: products that XLA lets write pairs last take four times
+    # as long.
+    joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *found)
+    together = jax.lax.optimization_barrier(joined)
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -1), together)
+
+
+class Start(NamedTuple):
+    """Where a pull-back starts.
+
+    Attributes:
+        stream: residual streams that enter the layers.
+        g: gradient at the last layer's output.
+        total: what the steps above have changed of the readouts.
+    """
+
+    stream: Float[Array, "layer prompt token hidden"]
+    g: Float[Array, "readout prompt token hidden"]
+    total: Float[Array, "pair prompt readout"]
+
+
+START_OF_PROMPTS = Start(Rows(1), Rows(1), Rows(1))  # type: ignore[arg-type]
+
+
+@program(Replicated(), Replicated(), Rows(), result=START_OF_PROMPTS, static=("behaviour",))
+def start_y(
+    params: Params,
+    steps: tuple[StepCheckpoints, ...],
+    batch: PromptBatch,
+    behaviour: Behaviour,
+) -> Start:
+    """Runs prompts, and pulls Y back through the head.
+
+    One readout per row (a prompt and a history).
+    """
+    tokens, answers = jnp.asarray(batch.tokens), jnp.asarray(batch.answers)
+    hidden = run_blocks(params, embed(params, tokens), wanted=Wanted(keep=(RESIDUAL,)))
+
+    def behaviour_of(x: Array, tree: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+        logits, inputs = unembed(params, x, TapSource(tree))
+        return behaviour.value(logits), inputs
+
+    zeros = head_zeros(params.config, *answers.shape, dtype=hidden.x.dtype)
+    y, pull, inputs = jax.vjp(behaviour_of, at_tokens(hidden.x, answers), zeros, has_aux=True)
+    # Prompts do not interact: the gradient of their sum is each one's own.
+    at_answers, g = pull(jnp.ones_like(y))
+
+    def through(tree: dict[str, Any]) -> Float[Array, "pair prompt"]:
+        scale = jnp.sum(inputs["final_unit"] * g["final_norm"], axis=1)
+        final = _total("ph,bh->pb", tree["final_norm"].g, scale)
+        return final + tree["unembed"].inner_products(inputs["final_in"], g["unembed"])
+
+    total = jnp.concatenate([through(group.as_taps().tree) for group in steps])
+    _, spread = jax.vjp(lambda x: at_tokens(x, answers), hidden.x)
+    return Start(hidden.kept[RESIDUAL], spread(at_answers)[0][None], total[:, :, None])
+
+
+@program(Replicated(), Rows(), result=START_OF_PROMPTS, static=("pairs", "readouts"))
+def start_h(
+    params: Params, tokens: Int[Array, "prompt token"], pairs: int, readouts: int
+) -> Start:
+    """Runs prompts through the layers of `params`; readouts of a stream in the last start there."""
+    x = embed(params, jnp.asarray(tokens))
+    kept = run_blocks(params, x, wanted=Wanted(keep=(RESIDUAL,))).kept[RESIDUAL]
+    g = jnp.zeros((readouts, *x.shape), x.dtype)
+    return Start(kept, g, jnp.zeros((pairs, x.shape[0], readouts), wide(x.dtype)))
+
+
+class Reads(NamedTuple):
+    """Readouts of a stream: at which token, in which direction."""
+
+    at: Int[Array | np.ndarray, " prompt"]
+    direction: Float[Array, "readout prompt hidden"]
+
+
+READS_OF_PROMPTS = Reads(Rows(0), Rows(1))  # type: ignore[arg-type]
+
+
+@pytree
+class Pulled:
+    """Prompts at the output of a layer, on the way down.
+
+    Attributes:
+        x: residual stream that enters the layer.
+        g: gradient of the readouts at the layer's output.
+        total: what the steps above have changed of the readouts.
+        reads: readouts of a stream within this layer; `g` is zero then, for nothing above is read.
+    """
+
+    x: Float[Array, "prompt token hidden"]
+    g: Float[Array, "readout prompt token hidden"]
+    total: Float[Array, "pair prompt readout"]
+    reads: Reads | None
+
+
+@program(
+    Replicated(),
+    Pulled(Rows(0), Rows(1), Rows(1), READS_OF_PROMPTS),  # type: ignore[arg-type]
+    Replicated(),
+    result=(Rows(1), Rows(1)),
+    static=("config", "stream"),
+)
+def pull_layer(
+    layer: Layer, pulled: Pulled, steps: Matrices, config: ModelConfig, stream: str = "resid_post"
+) -> tuple[Float[Array, "readout prompt token hidden"], Float[Array, "pair prompt readout"]]:
+    """Gradient of readouts before the layer; and `total` with what its steps change of them."""
+    x, total, reads = pulled.x, pulled.total, pulled.reads
+
+    def run(
+        x: Array, zeros: dict[str, Array]
+    ) -> tuple[tuple[Array, Array | None], dict[str, Array]]:
+        out = block(config, layer, x, BlockTaps(zeros))
+        at = None if reads is None else at_token(out.streams[stream], jnp.asarray(reads.at))
+        return (out.streams["resid_post"], at), out.inputs
+
+    zeros = block_zeros(config, *x.shape[:2], dtype=x.dtype)
+    _, pull, inputs = jax.vjp(run, x, zeros, has_aux=True)
+    g, deltas = jax.vmap(pull)((pulled.g, None if reads is None else reads.direction))
+
+    def reached(op: Any) -> tuple[Array, Array]:
+        """Input and deltas of an operation, at the tokens where it matters."""
+        x, delta = inputs[op.reads], deltas[op.name]
+        if reads is None or op.reach is Reach.EVERY_TOKEN:
+            return x, delta
+        at = jnp.asarray(reads.at)
+        return at_token(x, at)[:, None], jax.vmap(lambda d: at_token(d, at)[:, None])(delta)
+
+    for op in config.table:
+        x_op, delta = reached(op)
+        if isinstance(op, Linear):
+            total = total + contract(x_op, delta, steps.w[op.name])
+            if op.name in steps.b:
+                bias = deltas[op.name].sum(axis=2)
+                total = total + _total("op,rbo->pbr", steps.b[op.name], bias)
+        else:
+            scale = jnp.sum(x_op[None] * delta, axis=2)
+            total = total + _total("hp,rbh->pbr", steps.scale[op.name], scale)
+    return g, total
+
+
+@program(Replicated(), Rows(), Replicated(), Rows(1), Rows(1), result=Rows(1))
+def pull_embedding(
+    steps: tuple[StepCheckpoints, ...],
+    tokens: Int[Array | np.ndarray, "prompt token"],
+    seen: Int[Array | np.ndarray, " kind"],
+    g: Float[Array, "readout prompt token hidden"],
+    total: Float[Array, "pair prompt readout"],
+) -> Float[Array, "pair prompt readout"]:
+    """`total` with what the embedding's step changes.
+
+    `seen` holds every token id of the batch, ascending; it may hold others. A token's row moves the
+    same way wherever it stands.
+    """
+    tables = [group.as_taps().tree["embed"] for group in steps]
+    rows = jnp.concatenate([inject(table, jnp.asarray(seen)[None])[:, 0] for table in tables])
+    rows = scale_embedding(steps[0].config, rows)
+    index = jnp.searchsorted(jnp.asarray(seen), jnp.asarray(tokens))
+
+    def of_prompt(one: tuple[Array, Array]) -> Array:
+        return _total("pth,rth->pr", rows[:, one[0]], one[1])
+
+    out = jax.lax.map(of_prompt, (index, jnp.swapaxes(g, 0, 1)))
+    return total + jnp.swapaxes(out, 0, 1)

@@ -1,1 +1,0 @@
-"""Engines: how a training step on each pair moves what is read from each prompt."""

@@ -1,0 +1,38 @@
+"""Model families: one file for each, and a row in `FAMILIES` below."""
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+from smda_jax.errors import InputError
+from smda_jax.model.config import ModelConfig
+from smda_jax.model.families.reader import Reader
+
+# `model_type` of config.json -> module here, with a function `read(reader)`
+FAMILIES = {
+    "llama": "llama",
+    "mistral": "mistral",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma2": "gemma2",
+    "gemma3_text": "gemma3",
+    "olmo2": "olmo2",
+    "phi3": "phi3",
+}
+
+
+def read_config_of(raw: Mapping[str, Any], where: object = "config.json") -> ModelConfig:
+    """The shape that a transformers-4 or -5 `config.json` describes.
+
+    Raises:
+        InputError: a required key is missing, or a key asks for something that is not implemented.
+    """
+    reader = Reader(raw, where)
+    kind = raw.get("model_type")
+    if kind not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise InputError(where, f"model_type = {kind!r} is not implemented", f"one of {known}")
+    family: Callable[[Reader], ModelConfig] = import_module(f"{__name__}.{FAMILIES[kind]}").read
+    config = family(reader)
+    reader.refuse_unread()
+    return config

@@ -1,0 +1,84 @@
+"""A model ready to be read: parameters, and the chat template that wraps every text."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from smda_jax.data.chat import DEFAULT_DATE, Chat
+from smda_jax.errors import InputError
+from smda_jax.model import checkpoint
+from smda_jax.model.config import ModelConfig
+from smda_jax.model.params import Params, abstract_params
+from smda_jax.runtime.precision import DType, numerics
+
+Progress = Callable[[float], None]  # called with the share of the work just finished
+
+
+def silent(share: float) -> None:
+    """Reports to nobody."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model ready to be read."""
+
+    params: Params
+    chat: Chat
+
+    @property
+    def config(self) -> ModelConfig:
+        """Its shape."""
+        return self.params.config
+
+    @property
+    def dtype(self) -> Any:
+        """Of the parameters and the forward pass."""
+        return self.params.embed.dtype
+
+    def astype(self, dtype: DType) -> "Model":
+        """The same weights in another precision."""
+        with numerics(dtype):
+            cast = jax.tree.map(lambda leaf: leaf.astype(dtype), self.params)
+        return replace(self, params=cast)
+
+    def refuse_unknown_tokens(self, ids: Sequence[int], where: object) -> None:
+        """Raises InputError for a token that the embedding lacks: another would be taken."""
+        if max(ids) >= self.config.vocab or min(ids) < 0:
+            what = f"token {max(ids)} is beyond the model's vocabulary of {self.config.vocab}"
+            raise InputError(where, what, "another model's tokenizer?")
+
+
+def load_model(
+    model: str | Path,
+    dtype: DType = "float32",
+    *,
+    chat_date: str = DEFAULT_DATE,
+    cache: Path | None = None,
+) -> Model:
+    """Loads a Hugging Face folder or Hub id, with the tokenizer beside it.
+
+    Raises:
+        InputError: see `model.checkpoint.load` and `data.chat.Chat`.
+    """
+    with numerics(dtype):
+        folder = checkpoint.fetch(model)
+        params = checkpoint.load(folder, dtype, cache=cache)
+    return Model(params, Chat(folder, chat_date))
+
+
+def load_shapes(
+    model: str | Path,
+    dtype: DType = "float32",
+    *,
+    chat_date: str = DEFAULT_DATE,
+    cache: Path | None = None,
+) -> Model:
+    """As `load_model`, with shapes instead of values: enough to tokenise and to plan."""
+    folder = checkpoint.fetch(model)
+    config = checkpoint.read_config(folder)
+    with numerics(dtype):
+        return Model(abstract_params(config, jnp.dtype(dtype)), Chat(folder, chat_date))

@@ -1,0 +1,52 @@
+"""Prompts and pairs as token ids of a model."""
+
+from array import array
+
+from smda_jax.data.chat import PairTokens, PromptTokens
+from smda_jax.data.records import Pairs, Prompts
+from smda_jax.errors import InputError
+from smda_jax.reading.behaviours.contract import Behaviour, longest_history
+from smda_jax.reading.network import Model
+
+
+def refuse_lengths_without_rope(model: Model, max_length: int) -> None:
+    """Raises InputError where the model's rotary embedding would change with the length."""
+    longest = model.config.longest
+    if longest is not None and max_length > longest:
+        what = f"{max_length} tokens are more than the {longest} that the model's rope holds for"
+        raise InputError("--max-length", what, f"at most {longest}")
+
+
+def tokenise_prompts(
+    model: Model, prompts: Prompts, behaviour: Behaviour, max_length: int = 512
+) -> list[PromptTokens]:
+    """Token ids of prompts.
+
+    Raises:
+        InputError: a prompt, with what the behaviour appends, is longer than `max_length`; names
+            the row.
+    """
+    refuse_lengths_without_rope(model, max_length)
+    limit = max_length - longest_history(behaviour)
+    tokens = []
+    for i, text in enumerate(prompts.text):
+        own = model.chat.prompt(text, limit, prompts.where(i))
+        model.refuse_unknown_tokens(own.ids, prompts.where(i))
+        tokens.append(own)
+    return tokens
+
+
+def tokenise_pairs(model: Model, pairs: Pairs, max_length: int = 512) -> list[PairTokens]:
+    """Token ids of pairs.
+
+    Raises:
+        InputError: `max_length` leaves no response of a pair; names the row.
+    """
+    refuse_lengths_without_rope(model, max_length)
+    tokens = []
+    for i, (prompt, answer) in enumerate(zip(pairs.prompt, pairs.response, strict=True)):
+        own = model.chat.pair(prompt, answer, max_length, pairs.where(i))
+        model.refuse_unknown_tokens(own.ids, pairs.where(i))
+        # Pairs may be many: lists would take ten times the memory.
+        tokens.append(own._replace(ids=array("i", own.ids)))
+    return tokens

@@ -1,0 +1,1 @@
+"""What a run reads: loaded and checked before anything is written."""

@@ -1,0 +1,102 @@
+"""What a configuration names, read and checked before anything is written."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from smda_jax.data import features as feature_specs
+from smda_jax.data.chat import PairTokens, PromptTokens
+from smda_jax.data.records import (
+    Pairs,
+    Prompts,
+    apply_overlap,
+    load_pairs,
+    load_prompts,
+    local_file,
+)
+from smda_jax.engines.offers import OFFERS
+from smda_jax.model import checkpoint
+from smda_jax.policy.selection import check_subset_names
+from smda_jax.reading.behaviours import make_behaviour
+from smda_jax.reading.evaluation import Question
+from smda_jax.reading.network import load_model, load_shapes
+from smda_jax.reading.site import resolve_site
+from smda_jax.reading.tokens import tokenise_pairs, tokenise_prompts
+from smda_jax.runs.config import Attribute
+from smda_jax.runs.folder.store import hash_path
+from smda_jax.sae.formats import SAE
+from smda_jax.sae.formats import load as load_sae
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that a run reads. `overlapping` counts evaluation prompts that are also trained on."""
+
+    question: Question
+    sae: SAE
+    prompts: Prompts
+    prompt_tokens: list[PromptTokens]
+    pairs: Pairs
+    pair_tokens: list[PairTokens]
+    overlapping: int
+    labels: dict[int, str]
+    hashes: dict[str, str]
+
+
+def warn(console: Console, text: str) -> None:
+    """Says something loudly that does not stop the run."""
+    console.print(f"[bold yellow]warning:[/] {escape(text)}", soft_wrap=True)
+
+
+def load_inputs(config: Attribute, console: Console, *, weights: bool = True) -> Inputs:
+    """Reads and checks every input; cheap checks come before the weights, which may be left out (their shapes are not).
+
+    Raises:
+        InputError: one of them cannot be used, or they do not fit together.
+    """
+
+    config.check()
+    options = config.behaviour_options()
+    asked = feature_specs.parse(config.features)
+    prompts, pairs = load_prompts(config.eval), load_pairs(config.pairs)
+    labels = feature_specs.read_labels(config.feature_labels) if config.feature_labels else {}
+    prompts, overlapping = apply_overlap(prompts, pairs, config.on_overlap)
+    if overlapping:
+        done = "left out" if config.on_overlap == "drop" else "kept"
+        warn(console, f"{overlapping} evaluation prompts are also trained on, and {done}")
+    check_subset_names(config.subset, len(prompts))
+    sae = load_sae(config.sae, allow_pickle=config.allow_pickle)
+    folder = checkpoint.fetch(config.model)
+    site = resolve_site(sae, checkpoint.read_config(folder), config.layer, config.layers)
+    if isinstance(asked, list):
+        feature_specs.check(asked, sae.features)
+    if config.layer is not None and sae.layer not in (None, config.layer):
+        warn(console, f"--layer {config.layer} overrides layer {sae.layer} of {config.sae}")
+    asked_engine = OFFERS.get(config.engine)
+    true_step = asked_engine is not None and not asked_engine.first_order
+    if true_step and config.dtype != "float64":
+        warn(console, "a true step is a small difference of two passes: use --dtype float64")
+    load = load_model if weights else load_shapes
+    model = load(config.model, config.dtype, chat_date=config.chat_date, cache=config.cache)
+    behaviour = make_behaviour(config.behaviour, model, options)
+    prompt_tokens = tokenise_prompts(model, prompts, behaviour, config.max_length)
+    pair_tokens = tokenise_pairs(model, pairs, config.max_length)
+    texts = [(prompts.where(i), text) for i, text in enumerate(prompts.text)]
+    texts += [(pairs.where(i), p + r) for i, (p, r) in enumerate(zip(pairs.prompt, pairs.response, strict=True))]
+    control = [(where, found[0]) for where, text in texts if (found := model.chat.control_tokens(text))]
+    if control:
+        first = f"{control[0][1]} in {control[0][0]}"
+        warn(console, f"{len(control)} texts spell out control tokens, which are read as such (first: {first})")
+    cut = sum(t.truncated for t in pair_tokens)
+    if cut:
+        warn(console, f"{cut} of {len(pair_tokens)} pairs are cut to {config.max_length} tokens")
+    hashes = {
+        "model": hash_path(folder), "sae": hash_path(Path(sae.source)), "eval": hash_path(local_file(config.eval)),
+        "pairs": hash_path(local_file(config.pairs)),
+    }  # fmt: skip
+    question = Question(model, behaviour, site)
+    return Inputs(
+        question, sae, prompts, prompt_tokens, pairs, pair_tokens, overlapping, labels, hashes
+    )

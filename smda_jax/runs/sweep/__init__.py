@@ -1,0 +1,1 @@
+"""A grid of questions, answered from what a run kept."""

@@ -1,0 +1,1 @@
+"""What programs run on: devices, memory, precision, compiled programs and processes."""

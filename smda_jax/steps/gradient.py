@@ -1,0 +1,191 @@
+"""Per-pair loss gradients in factored form: inputs of operations, and the gradient at outputs."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from smda_jax.data.batch.batches import PairBatch
+from smda_jax.model.config import ModelConfig
+from smda_jax.model.forward import OUTPUT, RESIDUAL, TapSource, block_zeros, fold_scale, head_zeros
+from smda_jax.model.operations import Linear, Scale
+from smda_jax.model.params import Params, Weights
+from smda_jax.pytree import pytree
+from smda_jax.runtime.precision import wide
+from smda_jax.steps.losses import scored_losses
+
+
+@pytree
+class Gradient:
+    """Loss gradients of a batch of pairs with respect to every parameter, in factored form.
+
+    Attributes:
+        inputs: of the blocks' operations, by the input's name; and the block's own (`RESIDUAL`).
+        deltas: loss gradient at the outputs of the blocks' operations.
+        output: loss gradient at the blocks' own outputs.
+        tokens: the pairs' token ids.
+        embed: loss gradient at the row that the embedding looks up.
+        final_unit: the final norm's input, before its scale, at the scored positions.
+        final_norm: loss gradient at the final norm's output there.
+        head_in: the unembedding's input there.
+        head: loss gradient at the unembedding's output there.
+    """
+
+    inputs: dict[str, Float[Array, "layer pair token _"]]
+    deltas: dict[str, Float[Array, "layer pair token _"]]
+    output: Float[Array, "layer pair token hidden"]
+    tokens: Int[Array, "pair token"]
+    embed: Float[Array, "pair token hidden"]
+    final_unit: Float[Array, "pair position hidden"]
+    final_norm: Float[Array, "pair position hidden"]
+    head_in: Float[Array, "pair position hidden"]
+    head: Float[Array, "pair position vocab"]
+
+
+class PairStatistics(NamedTuple):
+    """Loss (nats per scored token) and the norm of its gradient over all parameters, per pair."""
+
+    loss: Float[Array | np.ndarray, " pair"]
+    gradient_norm: Float[Array | np.ndarray, " pair"]
+
+
+def gradient(params: Params, batch: PairBatch) -> tuple[Float[Array, " pair"], Gradient]:
+    """One forward and one backward pass → losses (nats per scored token), factored gradients.
+
+    Taps of zeros sit at every operation's output; the gradient with respect to them is δ. A
+    batch's rows do not interact, so one gradient of the summed losses gives every pair its own.
+    """
+    config, dtype, shape = params.config, params.embed.dtype, batch.tokens.shape
+    keep = (*config.table.inputs, RESIDUAL)
+
+    def total(tree: dict[str, Any]) -> tuple[Array, tuple[Array, dict[str, Array]]]:
+        losses, inputs = scored_losses(params, batch, TapSource(tree), keep)
+        return losses.sum(), (losses, inputs)
+
+    zeros = head_zeros(config, *batch.at.shape, dtype=dtype) | {
+        "embed": jnp.zeros((*shape, config.hidden), dtype),
+        "blocks": block_zeros(config, config.layers, *shape, dtype=dtype),
+    }
+    if not config.adds_plainly:
+        zeros["blocks"][OUTPUT] = jnp.zeros((config.layers, *shape, config.hidden), dtype)
+    delta, (losses, inputs) = jax.grad(total, has_aux=True)(zeros)
+    # Where the last operation's output is added as it is, its gradient is the block's.
+    output = delta["blocks"]["down"] if config.adds_plainly else delta["blocks"].pop(OUTPUT)
+    final_unit, head_in = inputs.pop("final_unit"), inputs.pop("final_in")
+    return losses, Gradient(
+        inputs=inputs,
+        deltas=delta["blocks"],
+        output=output,
+        tokens=jnp.asarray(batch.tokens),
+        embed=delta["embed"],
+        final_unit=final_unit,
+        final_norm=delta["final_norm"],
+        head_in=head_in,
+        head=delta["unembed"],
+    )
+
+
+def scale_gradient(
+    op: Scale, x: Float[Array, "pair token _"], delta: Float[Array, "pair token _"]
+) -> Float[Array, "pair width"]:
+    """Of a norm scale: `Σ_t x_t ⊙ δ_t`, over the heads too where it acts per head."""
+    return fold_scale(op, jnp.sum(x * delta, axis=1))
+
+
+def squared_norm(g: Gradient, config: ModelConfig) -> Float[Array, " pair"]:
+    """‖∂L/∂θ‖² per pair over all parameters, a tied table once."""
+
+    def layer(total: Array, xs: tuple[dict[str, Array], dict[str, Array]]) -> tuple[Array, None]:
+        inputs, deltas = xs
+        total = total + squares_of_small(config, inputs, deltas)
+        # ‖aᵀd‖² = Σ_{s,t} (a_s·a_t)(d_s·d_t): no gradient is formed.
+        grams = {op.reads: _gram(inputs[op.reads]) for op in config.table.linears}
+        for op in config.table.linears:
+            total = total + jnp.sum(grams[op.reads] * _gram(deltas[op.name]), axis=(1, 2))
+        return total, None
+
+    return jax.lax.scan(layer, squares_outside(g, config), (g.inputs, g.deltas))[0]
+
+
+def squares_of_small(
+    config: ModelConfig, inputs: dict[str, Array], deltas: dict[str, Array]
+) -> Float[Array, " pair"]:
+    """Of one block's biases and norm scales."""
+    total = []
+    for op in config.table:
+        delta = _widen(deltas[op.name])
+        if isinstance(op, Scale):
+            total.append(_square(scale_gradient(op, _widen(inputs[op.reads]), delta)))
+        elif op.biased:
+            total.append(_square(jnp.sum(delta, axis=1)))
+    if not total:
+        return jnp.zeros(next(iter(deltas.values())).shape[0])
+    return jnp.stack(total).sum(axis=0)
+
+
+def squares_outside(g: Gradient, config: ModelConfig) -> Float[Array, " pair"]:
+    """Of what lies outside the blocks: embedding, final norm, unembedding."""
+    final = _dot("pth,pth->ph", g.final_unit, g.final_norm)
+    total = _square(final) + jnp.sum(_gram(g.head_in) * _gram(g.head), axis=(1, 2))
+    same = (g.tokens[:, :, None] == g.tokens[:, None]).astype(g.embed.dtype)
+    rows = _dot("pst,pth->psh", same, g.embed)
+    total = total + jnp.sum(rows * g.embed.astype(total.dtype), axis=(1, 2))
+    if config.tied:  # the cross term of the table's two uses
+        looked_up = jnp.take_along_axis(g.head, g.tokens[:, None], axis=2)
+        cross = _dot("pas,psh->pah", looked_up, g.embed)
+        total = total + 2 * jnp.sum(cross * g.head_in.astype(total.dtype), axis=(1, 2))
+    return total
+
+
+def squares(g: Gradient, weight: Float[Array, " pair"], like: Params) -> Params:
+    """`Σ_i weight[i] g[i]²`, entry by entry, shaped like the parameters."""
+    config, dtype = like.config, wide(g.embed.dtype)
+
+    def total(x: Array) -> Array:
+        return jnp.einsum("p,p...->...", weight.astype(dtype), x.astype(dtype) ** 2)
+
+    def one_operation(op: Linear | Scale, x: Array, delta: Array) -> Weights:
+        if isinstance(op, Scale):
+            return Weights(total(scale_gradient(op, x, delta)))
+        bias = total(delta.sum(axis=1)) if op.biased else None
+        return Weights(total(jnp.einsum("pso,psi->poi", delta, x)), bias)
+
+    def layer(_: None, xs: tuple[dict[str, Array], dict[str, Array]]) -> tuple[None, Any]:
+        inputs, deltas = xs
+        parts = {
+            op.name: one_operation(op, inputs[op.reads], deltas[op.name]) for op in config.table
+        }
+        return None, parts
+
+    def tables(sums: tuple[Array, ...], one: tuple[Array, ...]) -> tuple[tuple[Array, ...], None]:
+        w, tokens, d, head_in, head = one
+        up = jnp.einsum("sv,sh->vh", head, head_in)
+        down = (up if config.tied else jnp.zeros_like(up)).at[tokens].add(d)
+        parts = (down,) if config.tied else (down, up)
+        weighed = (w.astype(dtype) * p.astype(dtype) ** 2 for p in parts)
+        return tuple(s + part for s, part in zip(sums, weighed, strict=True)), None
+
+    zeros = tuple(jnp.zeros(like.embed.shape, dtype) for _ in range(1 if config.tied else 2))
+    rows = (weight, g.tokens, g.embed, g.head_in, g.head)
+    embeds, _ = jax.lax.scan(tables, zeros, rows)
+    _, blocks = jax.lax.scan(layer, None, (g.inputs, g.deltas))
+    final = total(jnp.sum(g.final_unit * g.final_norm, axis=1))
+    return Params(embeds[0], blocks, final, None if config.tied else embeds[1], config)
+
+
+def _widen(x: Array) -> Array:
+    return x.astype(wide(x.dtype))
+
+
+def _dot(spec: str, *x: Array) -> Array:
+    return jnp.einsum(spec, *(_widen(v) for v in x))
+
+
+def _gram(x: Float[Array, "pair token _"]) -> Float[Array, "pair token token"]:
+    return _dot("psi,pti->pst", x, x)
+
+
+def _square(x: Array) -> Array:
+    return jnp.sum(_widen(x) ** 2, axis=-1)

@@ -1,0 +1,60 @@
+"""What a pair's gradient becomes: one file for each update, and a row in `UPDATES` below.
+
+Importing this imports nothing heavy, so that a command line can check itself at once.
+"""
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from smda_jax.errors import InputError
+
+
+@dataclass(frozen=True)
+class Offer:
+    """An update by the name that `--update` takes.
+
+    Attributes:
+        name: of the update.
+        module: of this package, which has a function `prepare(model, tokens, scope, rate)` that
+            returns the update.
+        along_gradient: whether a step points along the pair's own gradient, so that a first-order
+            change divided by the step's length is a product with the gradient.
+        unit_length: whether that step has the length η, whatever the gradient's.
+        first_order: whether a step is linear in the gradient, as the first-order engines need.
+    """
+
+    name: str
+    module: str
+    along_gradient: bool = False
+    unit_length: bool = False
+    first_order: bool = True
+
+    def prepare(self, *args: Any) -> Any:
+        """The update; see `updates.contract.Update`."""
+        return import_module(f"{__name__}.{self.module}").prepare(*args)
+
+
+UPDATES = {
+    offer.name: offer
+    for offer in (
+        Offer("sgd", "plain", along_gradient=True),
+        Offer("normalised", "normalised", along_gradient=True, unit_length=True),
+        Offer("adam", "diagonal"),
+    )
+}
+OPTIMISERS = "optax."  # any optimiser of optax by its name, which need not be linear
+
+
+def offer(name: str) -> Offer:
+    """The update of a name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name in UPDATES:
+        return UPDATES[name]
+    if name.startswith(OPTIMISERS):
+        return Offer(name, "plain", first_order=False)
+    known = ", ".join([*UPDATES, f"{OPTIMISERS}NAME"])
+    raise InputError("--update", f"{name} is not known", f"one of {known}")

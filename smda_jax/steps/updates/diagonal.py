@@ -1,0 +1,134 @@
+"""`adam`: a diagonal preconditioner, from the second moments of the pairs' own gradients."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from smda_jax.data.batch.batches import PairBatch, pair_batch
+from smda_jax.data.batch.chunks import Chunk, padded_chunks
+from smda_jax.data.batch.layouts import Padded
+from smda_jax.data.chat import LossScope, PairTokens
+from smda_jax.model.operations import Linear, Scale
+from smda_jax.model.params import Params
+from smda_jax.pytree import pytree
+from smda_jax.reading.network import Model
+from smda_jax.runtime.devices import Replicated, Rows, Summed, devices
+from smda_jax.runtime.memory import for_each
+from smda_jax.runtime.precision import numerics
+from smda_jax.runtime.programs import padding_budget, program
+from smda_jax.steps.gradient import gradient, squares
+from smda_jax.steps.injection import (
+    EmbedStep,
+    LinearStep,
+    MergedStep,
+    ScaledEmbedStep,
+    ScaledUnembedStep,
+    UnembedStep,
+)
+from smda_jax.steps.updates.contract import Update
+
+
+@pytree
+class Diagonal(Update):
+    """`-η P ∘ g`.
+
+    Attributes:
+        factor: the preconditioner P, shaped like the parameters.
+    """
+
+    factor: Params
+
+    preconditions: ClassVar[bool] = True
+
+    def blocks(self) -> Any:
+        """See `Update`."""
+        return self.factor.blocks
+
+    def linear(self, part: Any, op: Linear, step: LinearStep) -> MergedStep:
+        """See `Update`."""
+        own, merged = part[op.name], step.merged()
+        bias = None if merged.b is None else merged.b * own.b
+        return MergedStep(merged.w * own.w.T, bias)
+
+    def scale(self, part: Any, op: Scale, g: Float[Array, " width"]) -> Float[Array, " width"]:
+        """See `Update`."""
+        return g * part[op.name].w
+
+    def final_norm(self, g: Float[Array, "pair hidden"]) -> Float[Array, "pair hidden"]:
+        """See `Update`."""
+        return g * jnp.broadcast_to(self.factor.final_norm, g.shape)
+
+    def embed(self, step: EmbedStep) -> ScaledEmbedStep:
+        """See `Update`."""
+        return ScaledEmbedStep(step, self.factor.embed)
+
+    def unembed(self, step: UnembedStep) -> ScaledUnembedStep:
+        """See `Update`."""
+        tied = self.factor.unembed is None
+        return ScaledUnembedStep(step, self.factor.embed if tied else self.factor.unembed)
+
+    def pull(self, query: Params) -> Params:
+        """See `Update`."""
+        depth = query.depth
+
+        def times(q: Array, p: Array) -> Array:
+            return q * p.astype(q.dtype)
+
+        whole = self.factor.map_parts(lambda p: p[None], lambda p: p[:depth, None])
+        return jax.tree.map(times, query, whole)
+
+
+def prepare(
+    model: Model, tokens: Sequence[PairTokens], scope: LossScope, learning_rate: float
+) -> Diagonal:
+    """`-η g / (√v + ε)`, with v the mean over the pairs of their squared gradients."""
+    return Diagonal(learning_rate, adam_factor(model, tokens, scope))
+
+
+def adam_factor(
+    model: Model,
+    tokens: Sequence[PairTokens],
+    scope: LossScope = "response",
+    *,
+    eps: float = 1e-8,
+    batch_size: int = 8,
+) -> Params:
+    """`1 / (√v + ε)`, v the mean over the pairs of their squared gradients.
+
+    For second moments of a training run: `factor_of(optax.tree_utils.tree_get(state, "nu"))`.
+    """
+    total: list[Params] = []
+
+    def visit(chunk: Chunk) -> None:
+        assert isinstance(chunk.layout, Padded)
+        size = devices().round_up(chunk.layout.size)
+        layout = Padded(chunk.layout.width, size)
+        batch = pair_batch([tokens[i] for i in chunk.rows], scope, layout)
+        weight = jnp.asarray((np.arange(size) < len(chunk.rows)) / len(tokens))
+        own = _mean_squares.run(model.params, batch, weight)
+        total[:] = [jax.tree.map(jnp.add, total[0], own) if total else own]
+
+    with numerics(model.dtype):
+        budget = padding_budget(model.config.flop_per_token, 3)
+        split = partial(padded_chunks, padding_budget=budget)
+        for_each([len(t.ids) for t in tokens], batch_size, split, visit)
+        return factor_of(total[0], eps, model.dtype)
+
+
+def factor_of(second_moments: Params, eps: float = 1e-8, dtype: Any = None) -> Params:
+    """`1 / (√v + ε)` of second moments shaped like the parameters."""
+
+    def one(v: Array) -> Array:
+        return (1 / (jnp.sqrt(v) + eps)).astype(dtype or v.dtype)
+
+    return jax.tree.map(one, second_moments)
+
+
+@program(Replicated(), Rows(), Rows(), result=Summed())
+def _mean_squares(params: Params, batch: PairBatch, weight: Float[Array, " pair"]) -> Params:
+    return squares(gradient(params, batch)[1], weight, params)
