@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Every engine, the PyTorch loop and dense JAX on the same shapes, in one run; writes a record to benchmarks/results.
+"""Every engine, the PyTorch loop and dense JAX on the same shapes, in one run; writes a record to
+benchmarks/results.
 
-    python benchmarks/attribution.py --shape cpu            # hidden 512, 8 layers: for a machine without an accelerator
-    python benchmarks/attribution.py --shape 3b --dtype bfloat16 --prompts 7826          # Llama-3.2-3B's, for one large GPU
+    python benchmarks/attribution.py --shape cpu            # hidden 512, 8 layers: for a machine
+    without an accelerator python benchmarks/attribution.py --shape 3b --dtype bfloat16 --prompts
+    7826          # Llama-3.2-3B's, for one large GPU
 
-Weights are drawn at random, lengths as the paper's: 31 header tokens and 15 to 60 more, pairs of 100 to 250 tokens. Agreement
-is checked before a time is printed. Times are without compilation, which is given apart; the loop and dense JAX are measured
-on a few pairs (median) and multiplied up.
+Weights are drawn at random, lengths as the paper's: 31 header tokens and 15 to 60 more, pairs of
+100 to 250 tokens. Agreement is checked before a time is printed. Times are without compilation,
+which is given apart; the loop and dense JAX are measured on a few pairs (median) and multiplied up.
 """
 
 import json
@@ -27,31 +29,55 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from peers import ETA, Loops, agree, bergson, dense  # type: ignore[import-not-found]
-
-import smda_jax as smda
 from smda_jax.data.batches import blocks_by_length
-from smda_jax.data.chat import PairTokens, PromptTokens
-from smda_jax.data.targets import Targets
 from smda_jax.jacobian import ask, passes, plan, programs
 from smda_jax.jacobian.evaluation import Evaluation, Model, encode, read_prompts
 from smda_jax.jacobian.passes import Update
 from smda_jax.jacobian.readout import Site
-from smda_jax.model import hf
-from smda_jax.model.config import ModelConfig, from_hf
 from smda_jax.model.llama import Params
 from smda_jax.model.precision import DType, numerics
+
+import smda_jax as smda
+from smda_jax.data.chat import PairTokens, PromptTokens
+from smda_jax.data.targets import Targets
+from smda_jax.model import hf
+from smda_jax.model.config import ModelConfig, from_hf
 from smda_jax.policy.influence import decompose, functionals
 from smda_jax.policy.ridge import ridge
 from smda_jax.sae.encoder import Encoder
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES: dict[str, dict[str, Any]] = {
-    "tiny": dict(hidden=64, layers=3, heads=4, kv=2, head_dim=16, intermediate=160, vocab=512, layer=1),
-    "small": dict(hidden=256, layers=4, heads=4, kv=2, head_dim=64, intermediate=704, vocab=2048, layer=1),
-    "cpu": dict(hidden=512, layers=8, heads=8, kv=4, head_dim=64, intermediate=1408, vocab=4096, layer=2),
-    "1b": dict(hidden=2048, layers=16, heads=32, kv=8, head_dim=64, intermediate=8192, vocab=128256, layer=6),
-    "3b": dict(hidden=3072, layers=28, heads=24, kv=8, head_dim=128, intermediate=8192, vocab=128256, layer=10),
-}  # fmt: skip
+    "tiny": dict(
+        hidden=64, layers=3, heads=4, kv=2, head_dim=16, intermediate=160, vocab=512, layer=1
+    ),
+    "small": dict(
+        hidden=256, layers=4, heads=4, kv=2, head_dim=64, intermediate=704, vocab=2048, layer=1
+    ),
+    "cpu": dict(
+        hidden=512, layers=8, heads=8, kv=4, head_dim=64, intermediate=1408, vocab=4096, layer=2
+    ),
+    "1b": dict(
+        hidden=2048,
+        layers=16,
+        heads=32,
+        kv=8,
+        head_dim=64,
+        intermediate=8192,
+        vocab=128256,
+        layer=6,
+    ),
+    "3b": dict(
+        hidden=3072,
+        layers=28,
+        heads=24,
+        kv=8,
+        head_dim=128,
+        intermediate=8192,
+        vocab=128256,
+        layer=10,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -85,12 +111,23 @@ class Benchmark:
 def hf_config(s: dict[str, Any]) -> dict[str, Any]:
     """config.json of a shape."""
     return {
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": s["vocab"], "hidden_size": s["hidden"],
-        "intermediate_size": s["intermediate"], "num_hidden_layers": s["layers"], "num_attention_heads": s["heads"],
-        "num_key_value_heads": s["kv"], "head_dim": s["head_dim"], "tie_word_embeddings": True, "rms_norm_eps": 1e-5,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}, "max_position_embeddings": 4096,
-        "hidden_act": "silu", "attention_bias": False, "mlp_bias": False,
-    }  # fmt: skip
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": s["vocab"],
+        "hidden_size": s["hidden"],
+        "intermediate_size": s["intermediate"],
+        "num_hidden_layers": s["layers"],
+        "num_attention_heads": s["heads"],
+        "num_key_value_heads": s["kv"],
+        "head_dim": s["head_dim"],
+        "tie_word_embeddings": True,
+        "rms_norm_eps": 1e-5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+        "max_position_embeddings": 4096,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+    }
 
 
 def draw_params(config: ModelConfig, dtype: Any) -> Params:
@@ -102,8 +139,12 @@ def draw_params(config: ModelConfig, dtype: Any) -> Params:
 
     leaves, tree = jax.tree.flatten(hf.abstract_params(config, dtype))
     keys = jax.random.split(jax.random.key(0), len(leaves))
-    params = jax.tree.unflatten(tree, [draw(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])
-    ones = jax.tree.map(jnp.ones_like, (params.blocks.attn_norm, params.blocks.mlp_norm, params.final_norm))
+    params = jax.tree.unflatten(
+        tree, [draw(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
+    )
+    ones = jax.tree.map(
+        jnp.ones_like, (params.blocks.attn_norm, params.blocks.mlp_norm, params.final_norm)
+    )
     blocks = params.blocks.replace(attn_norm=ones[0], mlp_norm=ones[1])
     return params.replace(blocks=blocks, final_norm=ones[2])
 
@@ -131,7 +172,9 @@ def draw_encoder(config: ModelConfig, features: int, h: np.ndarray) -> Encoder:
     """Random features, a third of the prompts in each."""
     W = np.random.default_rng(1).normal(size=(config.hidden, features)) * config.hidden**-0.5
     with numerics(h.dtype):
-        return Encoder(jnp.asarray(W, h.dtype), jnp.asarray(-np.quantile(h @ W, 2 / 3, axis=0), h.dtype))
+        return Encoder(
+            jnp.asarray(W, h.dtype), jnp.asarray(-np.quantile(h @ W, 2 / 3, axis=0), h.dtype)
+        )
 
 
 class Clock:
@@ -145,7 +188,9 @@ class Clock:
         out = jax.block_until_ready(call())
         total, compiling = time.perf_counter() - start, programs.compiling.seconds - before
         self.rows[name] = {"seconds": total - compiling, "compile_seconds": compiling, "flop": flop}
-        print(f"{name}: {total - compiling:.1f} s, and {compiling:.1f} s of compilation", flush=True)
+        print(
+            f"{name}: {total - compiling:.1f} s, and {compiling:.1f} s of compilation", flush=True
+        )
         return out
 
 
@@ -154,7 +199,11 @@ def main(b: Benchmark, write: bool = True) -> dict[str, Any]:
     shape = SHAPES[b.shape] | ({"layers": b.layers} if b.layers else {})
     config = from_hf(hf_config(shape), "benchmark")
     targets, site = (
-        Targets.of([[40, 649, 956], [40, 649, 1431]] if shape["vocab"] > 1431 else [[40, 64, 95], [40, 64, 14]]),
+        Targets.of(
+            [[40, 649, 956], [40, 649, 1431]]
+            if shape["vocab"] > 1431
+            else [[40, 64, 95], [40, 64, 14]]
+        ),
         Site("resid_post", shape["layer"]),
     )
     prompts, everything = draw_tokens(b, shape["vocab"])
@@ -166,25 +215,46 @@ def main(b: Benchmark, write: bool = True) -> dict[str, Any]:
     h, y, also = (np.asarray(v) for v in reading)
     encoder = draw_encoder(config, b.features, h)
     z, active = encode(encoder, h)
-    e = Evaluation(model, prompts, targets, site, encoder, list(range(b.features)), h, also, z, active, y)
+    e = Evaluation(
+        model, prompts, targets, site, encoder, list(range(b.features)), h, also, z, active, y
+    )
     X, Y = e.x.astype(np.float64), e.y.astype(np.float64)
     W = ridge(X, Y, 5.0)
     with numerics(b.dtype):
         rate = plan.measured_rate(b.dtype, 30)
-    update, limit, clock, bf16 = Update(ETA), programs.memory_limit(), Clock(), b.dtype == "bfloat16"
+    update, limit, clock, bf16 = (
+        Update(ETA),
+        programs.memory_limit(),
+        Clock(),
+        b.dtype == "bfloat16",
+    )
 
     def work(keep: Any, count: int) -> plan.Workload:
         return plan.Workload(
-            config, count, len(prompts), float(np.mean([len(t.ids) for t in prompts])) + 2, 31,
-            float(np.mean([len(t.ids) for t in everything[:count]])), 31,
-            float(np.mean([len(t.ids) - t.response for t in everything[:count]])), b.features, float(active.sum(1).mean()),
-            site.layer, targets.positions, 1, keep, jnp.dtype(b.dtype).itemsize,
-        )  # fmt: skip
+            config,
+            count,
+            len(prompts),
+            float(np.mean([len(t.ids) for t in prompts])) + 2,
+            31,
+            float(np.mean([len(t.ids) for t in everything[:count]])),
+            31,
+            float(np.mean([len(t.ids) - t.response for t in everything[:count]])),
+            b.features,
+            float(active.sum(1).mean()),
+            site.layer,
+            targets.positions,
+            1,
+            keep,
+            jnp.dtype(b.dtype).itemsize,
+        )
 
     def push(engine: str) -> Any:
         p = plan.choose(work("active", len(pairs)), limit, engine)
         worth = np.inf if p.engine == "reverse" else programs.worth(config, 3)
-        dx, dy = np.zeros((len(pairs), *X.shape), np.float32), np.zeros((len(pairs), len(Y)), np.float32)
+        dx, dy = (
+            np.zeros((len(pairs), *X.shape), np.float32),
+            np.zeros((len(pairs), len(Y)), np.float32),
+        )
         for rows, width, size in blocks_by_length([len(t.ids) for t in pairs], p.pair_block, worth):
             own = [pairs[i] for i in rows]
             if p.engine == "reverse":
@@ -193,7 +263,9 @@ def main(b: Benchmark, write: bool = True) -> dict[str, Any]:
             else:
                 steps, _ = passes.factors_of(model, own, update, width=width, rows=size)
                 back = np.arange(len(rows))
-                out = (smda.finite if p.engine == "finite" else smda.forward)(e, steps, block=p.block)
+                out = (smda.finite if p.engine == "finite" else smda.forward)(
+                    e, steps, block=p.block
+                )
             dx[rows], dy[rows] = out.x[back], out.y[back]
         return dx, dy
 
@@ -210,15 +282,22 @@ def main(b: Benchmark, write: bool = True) -> dict[str, Any]:
             if keep == "score":
                 queries = (ask.pull_policy(e, wx, wy, block=p.block),)
             else:
-                queries = tuple(ask.pull_policy(e, *w_, block=p.block) for w_ in ((wx[part], None), (None, wy[part])))
+                queries = tuple(
+                    ask.pull_policy(e, *w_, block=p.block)
+                    for w_ in ((wx[part], None), (None, wy[part]))
+                )
             out = [np.zeros((len(q.gradient.embed), count)) for q in queries]
             if keep == "score":
                 for rows, shape_ in ask.pair_blocks(everything[:count], p.pair_block):
                     own = [everything[i] for i in rows]
-                    out[0][:, rows], _ = ask.along(model, own, queries[0], ETA, shape=shape_, shared=31)
+                    out[0][:, rows], _ = ask.along(
+                        model, own, queries[0], ETA, shape=shape_, shared=31
+                    )
             else:
                 lengths = [len(t.ids) for t in everything[:count]]
-                for rows, width, size in blocks_by_length(lengths, p.pair_block, programs.worth(config, 3)):
+                for rows, width, size in blocks_by_length(
+                    lengths, p.pair_block, programs.worth(config, 3)
+                ):
                     own = [everything[i] for i in rows]
                     got, _ = ask.answer(model, own, queries, update, width=width, rows=size)
                     for into, value in zip(out, got, strict=True):
@@ -235,16 +314,22 @@ def main(b: Benchmark, write: bool = True) -> dict[str, Any]:
         loops()
     for name in b.engines:
         keep = name if name in ("score", "coefficients") else "active"
-        chosen = "query" if keep == name else plan.choose(work("active", len(pairs)), limit, name).engine
+        chosen = (
+            "query" if keep == name else plan.choose(work("active", len(pairs)), limit, name).engine
+        )
         flop = plan.prices(work(keep, len(pairs)), limit)[chosen].total
         call = partial(asked, keep, len(pairs)) if keep == name else partial(push, chosen)
-        label = f"query: {name}" if keep == name else f"{name}: {chosen}" if name == "auto" else name
+        label = (
+            f"query: {name}" if keep == name else f"{name}: {chosen}" if name == "auto" else name
+        )
         found[name] = clock(label, call, flop)
         if loops is not None:
             loops()
     for count in b.query_pairs:
         clock(
-            f"query: score of {count}", partial(asked, "score", count), plan.prices(work("score", count), limit)["query"].total
+            f"query: score of {count}",
+            partial(asked, "score", count),
+            plan.prices(work("score", count), limit)["query"].total,
         )
 
     full = next((found[k] for k in ("auto", "reverse", "forward") if k in found), None)
@@ -254,21 +339,29 @@ def main(b: Benchmark, write: bool = True) -> dict[str, Any]:
         if "score" in found:
             agreement["score"] = agree("score", found["score"][0, 0], part.score, tolerance)
         if "coefficients" in found:
-            agreement["delta_w_x"] = agree("ΔW_X", found["coefficients"][0].T, part.delta_w_x, tolerance)
-            agreement["delta_w_y"] = agree("ΔW_Y", found["coefficients"][1].T, part.delta_w_y, tolerance)
+            agreement["delta_w_x"] = agree(
+                "ΔW_X", found["coefficients"][0].T, part.delta_w_x, tolerance
+            )
+            agreement["delta_w_y"] = agree(
+                "ΔW_Y", found["coefficients"][1].T, part.delta_w_y, tolerance
+            )
     per_pair: dict[str, float] = {}
     if loops is not None:
         dy, seconds = dense(e, few)
         per_pair["dense JAX jvp"] = statistics.median(seconds)
         if full is not None:
-            agreement["dense_delta_y"] = agree("dense", full[1][: len(few)], dy, 0.1 if bf16 else 2e-3)
+            agreement["dense_delta_y"] = agree(
+                "dense", full[1][: len(few)], dy, 0.1 if bf16 else 2e-3
+            )
         loops()
         per_pair |= loops.per_pair()
         if b.bergson is not None:
             prompt, pair = bergson(e, Path(place.name), b.bergson, pairs[:8], agreement)
             per_pair["bergson: score"] = prompt * len(prompts) / len(pairs) + pair
     place.cleanup()
-    with numerics(b.dtype):  # where machines change their speed, the faster moment is what they can do
+    with numerics(
+        b.dtype
+    ):  # where machines change their speed, the faster moment is what they can do
         rate = max(rate, plan.measured_rate(b.dtype, 30))
     table(b, clock, per_pair, rate, len(pairs))
     content = record(b, shape, clock, per_pair, rate, agreement, float(active.sum(1).mean()))
@@ -283,7 +376,9 @@ def main(b: Benchmark, write: bool = True) -> dict[str, Any]:
 def table(b: Benchmark, clock: Clock, per_pair: dict[str, float], rate: float, pairs: int) -> None:
     """One line per way."""
     loop, tuned = per_pair.get("PyTorch loop"), per_pair.get("PyTorch loop, tuned")
-    print(f"\n{'':28}{'s':>10}{'pairs/s':>10}{'FLOP':>10}{'share':>7}{'x loop':>9}{'x tuned':>9}{'compile':>9}")
+    print(
+        f"\n{'':28}{'s':>10}{'pairs/s':>10}{'FLOP':>10}{'share':>7}{'x loop':>9}{'x tuned':>9}{'compile':>9}"
+    )
     rows = {name: (r["seconds"], r["flop"], r["compile_seconds"]) for name, r in clock.rows.items()}
     rows |= {name + " *": (s * pairs, None, 0.0) for name, s in per_pair.items()}
     for name, (seconds, flop, compiling) in rows.items():
@@ -294,27 +389,46 @@ def table(b: Benchmark, clock: Clock, per_pair: dict[str, float], rate: float, p
             f"{name:28}{seconds:10.1f}{count / seconds:10.3g}{'' if flop is None else f'{flop:.1e}':>10}{share:>7}"
             f"{ratios[0]:>9}{ratios[1]:>9}{compiling:9.1f}"
         )
-    print(f"share: of {rate / 1e9:.0f} GFLOP/s, the rate of a large product here. * measured on {b.loop_pairs} pairs")
+    print(
+        f"share: of {rate / 1e9:.0f} GFLOP/s, the rate of a large product here. * measured on "
+        f"{b.loop_pairs} pairs"
+    )
 
 
 def record(
-    b: Benchmark, shape: dict[str, Any], clock: Clock, per_pair: dict[str, float], rate: float, agreement: Any, active: float
+    b: Benchmark,
+    shape: dict[str, Any],
+    clock: Clock,
+    per_pair: dict[str, float],
+    rate: float,
+    agreement: Any,
+    active: float,
 ) -> dict[str, Any]:
     """The record, as JSON."""
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
+    )
     stats = jax.devices()[0].memory_stats() or {}
     return {
-        "benchmark": "attribution", "schema_version": 1, "commit": done.stdout.strip() or "unknown",
+        "benchmark": "attribution",
+        "schema_version": 1,
+        "commit": done.stdout.strip() or "unknown",
         "time": time.strftime("%Y%m%d-%H%M%S"),
-        "settings": {k: v for k, v in asdict(b).items() if k not in ("out", "bergson")}, "shape": shape,
+        "settings": {k: v for k, v in asdict(b).items() if k not in ("out", "bergson")},
+        "shape": shape,
         "active_per_prompt": active,
         "device": {
-            "platform": jax.default_backend(), "kind": jax.devices()[0].device_kind, "machine": platform.machine(),
+            "platform": jax.default_backend(),
+            "kind": jax.devices()[0].device_kind,
+            "machine": platform.machine(),
             "peak_bytes": stats.get("peak_bytes_in_use"),
         },
         "versions": {name: version(name) for name in ("smda-jax", "jax", "torch", "transformers")},
-        "measured_flop_per_second": rate, "agreement": agreement, "engines": clock.rows, "seconds_per_pair": per_pair,
-    }  # fmt: skip
+        "measured_flop_per_second": rate,
+        "agreement": agreement,
+        "engines": clock.rows,
+        "seconds_per_pair": per_pair,
+    }
 
 
 if __name__ == "__main__":

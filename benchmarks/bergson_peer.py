@@ -3,13 +3,13 @@
 
 Run by attribution.py --bergson PYTHON, which names the python of an environment of its own:
 
-    python3 -m venv peer
-    peer/bin/pip install torch==2.13.0 "transformers>=5" "peft>=0.17" accelerate datasets scipy jaxtyping ml_dtypes natsort \\
-        petname simple-parsing torchopt pyyaml
-    peer/bin/pip install --no-deps bergson==2.5.1      # what it asks for itself would bring a torchvision that does not load
+    python3 -m venv peer peer/bin/pip install torch==2.13.0 "transformers>=5" "peft>=0.17"
+    accelerate datasets scipy jaxtyping ml_dtypes natsort \\ petname simple-parsing torchopt pyyaml
+    peer/bin/pip install --no-deps bergson==2.5.1      # what it asks for itself would bring a
+    torchvision that does not load
 
-It covers the weights of linear layers; of the unembedding, which is tied to the embedding here, only one of its two uses, so
-that it is left out.
+It covers the weights of linear layers; of the unembedding, which is tied to the embedding here,
+only one of its two uses, so that it is left out.
 """
 
 import json
@@ -38,26 +38,45 @@ def run(model: Any, rows: list[dict], reduction: str, folder: Path, **options: A
     """One pass over rows of tokens, of which those from `first` on are predicted."""
     labels = [[-100] * row["first"] + row["ids"][row["first"] :] for row in rows]
     data = Dataset.from_dict({"input_ids": [row["ids"] for row in rows], "labels": labels})
-    cfg = IndexConfig(run_path=str(folder), precision="fp32", projection_dim=0, loss_fn="ce", loss_reduction=reduction)
+    cfg = IndexConfig(
+        run_path=str(folder),
+        precision="fp32",
+        projection_dim=0,
+        loss_fn="ce",
+        loss_reduction=reduction,
+    )
     Path(cfg.partial_run_path).mkdir(parents=True, exist_ok=True)
     how = {"data": data, "cfg": cfg}
     processor = GradientProcessor(projection_dim=None)
     collector = InMemoryCollector(model=model.base_model, processor=processor, **how, **options)
     one_by_one = [[i] for i in range(len(rows))]  # which is what it is fastest at on a CPU
-    CollectorComputer(model, collector=collector, batches=one_by_one, **how).run_with_collector_hooks("peer")
+    CollectorComputer(
+        model, collector=collector, batches=one_by_one, **how
+    ).run_with_collector_hooks("peer")
     return collector
 
 
 def score(model: Any, prompts: list[dict], pairs: list[dict], folder: Path) -> dict[str, Any]:
     """Scores of the pairs, and seconds per prompt and per pair."""
     start = time.perf_counter()
-    pulled = run(model, prompts, "sum", folder / "query", preprocess_cfg=PreprocessConfig(aggregation="mean"))
+    pulled = run(
+        model, prompts, "sum", folder / "query", preprocess_cfg=PreprocessConfig(aggregation="mean")
+    )
     query = {name: -g.float() for name, g in pulled.gradients.items()}
     middle = time.perf_counter()
     writer = InMemorySequenceScoreWriter(len(pairs), num_scores=1)
-    run(model, pairs, "mean", folder / "pairs", scorer=Scorer(query, list(query), writer, model.device, torch.float32))
+    run(
+        model,
+        pairs,
+        "mean",
+        folder / "pairs",
+        scorer=Scorer(query, list(query), writer, model.device, torch.float32),
+    )
     seconds = {"seconds_per_prompt": (middle - start) / len(prompts)}
-    return {"scores": writer.scores[:, 0].tolist(), "seconds_per_pair": (time.perf_counter() - middle) / len(pairs)} | seconds
+    return {
+        "scores": writer.scores[:, 0].tolist(),
+        "seconds_per_pair": (time.perf_counter() - middle) / len(pairs),
+    } | seconds
 
 
 def main(model_folder: str, asked: str, answered: str) -> None:

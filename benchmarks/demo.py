@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""The demo against the PyTorch loop on the same files, in one run; writes a record to benchmarks/results.
+"""The demo against the PyTorch loop on the same files, in one run; writes a record to
+benchmarks/results.
 
     python benchmarks/demo.py [--loop-pairs 5]
 
-Both ways attribute the 200 embedded pairs to all embedded prompts. The whole command is timed cold (imports, compilation,
-tables and all), the engine warm (median over blocks after the first), the loop on a few pairs (median), which is multiplied up.
+Both ways attribute the 200 embedded pairs to all embedded prompts. The whole command is timed cold
+(imports, compilation, tables and all), the engine warm (median over blocks after the first), the
+loop on a few pairs (median), which is multiplied up.
 """
 
 import json
@@ -24,11 +26,11 @@ import numpy as np
 import torch
 import tyro
 from pytorch_loop import Loop
-
-import smda_jax as smda
 from smda_jax.jacobian import passes
 from smda_jax.jacobian.evaluation import tokenise_pairs
 from smda_jax.jacobian.passes import Update
+
+import smda_jax as smda
 from smda_jax.runs.config import Demo
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,7 +48,9 @@ class Benchmark:
 
 def commit() -> str:
     """Of the tree, marked if it differs from it."""
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
+    )
     return done.stdout.strip() or "unknown"
 
 
@@ -55,9 +59,13 @@ def main(benchmark: Benchmark) -> None:
     config = Demo().attribute()
     model = smda.load_model(config.model)
     prompts, pairs = smda.read_prompts(config.eval), smda.read_pairs(config.pairs)
-    evaluation = smda.activations(model, smda.load_sae(config.sae), prompts, features=config.features)
+    evaluation = smda.activations(
+        model, smda.load_sae(config.sae), prompts, features=config.features
+    )
     tokens = tokenise_pairs(model, pairs)
-    loop = Loop(Path(config.model), evaluation.tokens, evaluation.targets.sequences, evaluation.site.layer)
+    loop = Loop(
+        Path(config.model), evaluation.tokens, evaluation.targets.sequences, evaluation.site.layer
+    )
 
     # A larger step than the demo's: in float32 the loop's differences would be rounding otherwise.
     some = tokens[: benchmark.loop_pairs]
@@ -78,7 +86,9 @@ def main(benchmark: Benchmark) -> None:
     _, _, loop_times = loop.run(some, config.learning_rate)
     with tempfile.TemporaryDirectory() as folder:
         # Once without a compiled program, and once with those that the first left.
-        own = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"} | {"XDG_CACHE_HOME": folder}
+        own = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"} | {
+            "XDG_CACHE_HOME": folder
+        }
         commands = []
         for out in ("cold", "kept"):
             start = time.perf_counter()
@@ -91,34 +101,56 @@ def main(benchmark: Benchmark) -> None:
     versions = {name: version(name) for name in ("smda-jax", "jax", "torch", "transformers")}
     per_pair = statistics.median(loop_times)
     record = {
-        "benchmark": "demo", "schema_version": 1, "commit": commit(),
+        "benchmark": "demo",
+        "schema_version": 1,
+        "commit": commit(),
         "device": {
-            "platform": jax.default_backend(), "kind": jax.devices()[0].device_kind, "machine": platform.machine(),
+            "platform": jax.default_backend(),
+            "kind": jax.devices()[0].device_kind,
+            "machine": platform.machine(),
             "torch_threads": torch.get_num_threads(),
         },
         "versions": versions,
         "shapes": {
-            "pairs": len(pairs), "prompts": len(prompts), "features": len(evaluation.feature_ids),
-            "hidden": model.config.hidden, "layers": model.config.layers,
+            "pairs": len(pairs),
+            "prompts": len(prompts),
+            "features": len(evaluation.feature_ids),
+            "hidden": model.config.hidden,
+            "layers": model.config.layers,
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(model.params)),
         },
-        "precision": "float32", "summary": run["summary"],
+        "precision": "float32",
+        "summary": run["summary"],
         "agreement": {"finite_against_loop_delta_y": worst, "learning_rate": 1e-2},
         "seconds": {
-            "loop_per_pair": per_pair, "loop_pairs_measured": len(some), "loop_all_pairs_extrapolated": per_pair * len(pairs),
-            "engine_per_pair_warm": engine, "engine_block_times": times, "command_cold": command,
-            "command_with_programs_kept": kept, "command_stages": run["timings"],
+            "loop_per_pair": per_pair,
+            "loop_pairs_measured": len(some),
+            "loop_all_pairs_extrapolated": per_pair * len(pairs),
+            "engine_per_pair_warm": engine,
+            "engine_block_times": times,
+            "command_cold": command,
+            "command_with_programs_kept": kept,
+            "command_stages": run["timings"],
         },
-        "ratio": {"loop_to_engine_warm": per_pair / engine, "loop_to_command_cold": per_pair * len(pairs) / command},
-    }  # fmt: skip
+        "ratio": {
+            "loop_to_engine_warm": per_pair / engine,
+            "loop_to_command_cold": per_pair * len(pairs) / command,
+        },
+    }
     benchmark.out.mkdir(parents=True, exist_ok=True)
     name = f"demo-{record['device']['platform']}-{time.strftime('%Y%m%d-%H%M%S')}.json"
     (benchmark.out / name).write_text(json.dumps(record, indent=2) + "\n")
     print(
-        f"loop     {per_pair:8.3f} s per pair, {per_pair * len(pairs):7.1f} s for {len(pairs)} (extrapolated from {len(some)})"
+        f"loop     {per_pair:8.3f} s per pair, {per_pair * len(pairs):7.1f} s for {len(pairs)} "
+        f"(extrapolated from {len(some)})"
     )
-    print(f"engine   {engine:8.3f} s per pair, warm: {per_pair / engine:.1f} times the loop's speed")
-    print(f"command  {command:8.1f} s for all, cold: {per_pair * len(pairs) / command:.1f} times the loop's speed")
+    print(
+        f"engine   {engine:8.3f} s per pair, warm: {per_pair / engine:.1f} times the loop's speed"
+    )
+    print(
+        f"command  {command:8.1f} s for all, cold: {per_pair * len(pairs) / command:.1f} times "
+        "the loop's speed"
+    )
     print(f"again    {kept:8.1f} s, with the compiled programs that the first run kept")
     print(f"record   {benchmark.out / name}")
 

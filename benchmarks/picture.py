@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""The picture of the demo's page in the README: runs the demo where no run is given, and needs a Chromium on the path.
+"""The picture of the demo's page in the README: runs the demo where no run is given, and needs a
+Chromium on the path.
 
 python benchmarks/picture.py
 """
@@ -36,14 +37,21 @@ def take(c: Picture) -> None:
         run = c.run or Path(place) / "demo"
         if c.run is None:
             main(["demo", "--out", str(run)])
-        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        browser = play.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
+        )
         page = browser.new_page(viewport={"width": 1180, "height": 1500})
         page.goto(f"file://{(run / 'report.html').resolve()}")
         # The first screen and the figure of gaps, without what stands between them.
         page.add_style_tag(
-            content="header.bar nav, details, .scroll, .scroll + *, #policy { display: none } .row { display: none }"
+            content=(
+                "header.bar nav, details, .scroll, .scroll + *, #policy { display: none } "
+                ".row { display: none }"
+            )
         )
-        page.wait_for_function("document.querySelectorAll('#gaps .main-svg, #effects .main-svg').length >= 2")
+        page.wait_for_function(
+            "document.querySelectorAll('#gaps .main-svg, #effects .main-svg').length >= 2"
+        )
         page.wait_for_timeout(1500)
         page.screenshot(path=c.out)
         browser.close()

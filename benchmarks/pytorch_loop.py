@@ -1,11 +1,13 @@
 """The attribution loop as it is done in PyTorch today, written to be fair.
 
-For every pair: one SGD step on all parameters, then batched passes over all prompts, then the weights copied back exactly.
-float32, loss over the response only, prompts sorted by length so that padding is small, no gradients kept in the passes.
+For every pair: one SGD step on all parameters, then batched passes over all prompts, then the
+weights copied back exactly. float32, loss over the response only, prompts sorted by length so that
+padding is small, no gradients kept in the passes.
 
-- plain, as its authors describe it: the residual stream from one pass, each refusal sequence from a pass of its own.
-- tuned: everything from one pass over prompt and shared history, logits only where they are read, larger batches, TF32 products
-  where a device has them, no pass where a stream suffices.
+- plain, as its authors describe it: the residual stream from one pass, each refusal sequence from a
+  pass of its own.
+- tuned: everything from one pass over prompt and shared history, logits only where they are read,
+  larger batches, TF32 products where a device has them, no pass where a stream suffices.
 """
 
 import time
@@ -36,7 +38,12 @@ class Loop:
     ):
         loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         self.model: Any = loaded.eval().to(device)
-        self.sequences, self.layer, self.tuned, self.device = [list(s) for s in sequences], layer, tuned, device
+        self.sequences, self.layer, self.tuned, self.device = (
+            [list(s) for s in sequences],
+            layer,
+            tuned,
+            device,
+        )
         self.base = [p.detach().clone() for p in self.model.parameters()]
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
         batch = 64 if tuned else 32
@@ -66,15 +73,26 @@ class Loop:
         width = max(map(len, rows))  # on the right: causal attention needs no mask
         return torch.tensor([row + [0] * (width - len(row)) for row in rows], device=self.device)
 
-    def _forward(self, rows: list[list[int]], eot: list[int] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def _forward(
+        self, rows: list[list[int]], eot: list[int] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """(last hidden states, stream of the layer at `eot`)."""
         seen: list[torch.Tensor] = []
 
         def keep(module: Any, args: Any, output: Any) -> None:
             x = output[0] if isinstance(output, tuple) else output
-            seen.append(x[torch.arange(len(rows), device=self.device), torch.tensor(eot, device=self.device)])
+            seen.append(
+                x[
+                    torch.arange(len(rows), device=self.device),
+                    torch.tensor(eot, device=self.device),
+                ]
+            )
 
-        hook = self.model.model.layers[self.layer].register_forward_hook(keep) if eot is not None else None
+        hook = (
+            self.model.model.layers[self.layer].register_forward_hook(keep)
+            if eot is not None
+            else None
+        )
         states = self.model.model(self._pad(rows), use_cache=False).last_hidden_state
         if hook is not None:
             hook.remove()
@@ -96,20 +114,30 @@ class Loop:
                 logp = self.model.lm_head(states).log_softmax(-1)
                 for row, i in enumerate(rows):
                     at = len(self.prompts[i].ids) - 1
-                    scores[number, i] = sum(float(logp[row, at + t, token]) for t, token in enumerate(q))
+                    scores[number, i] = sum(
+                        float(logp[row, at + t, token]) for t, token in enumerate(q)
+                    )
         return h, np.logaddexp.reduce(scores, axis=0)
 
     def _together(self, rows: list[int], eot: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Every sequence and the stream from one pass; the sequences differ in their last token only."""
+        """Every sequence and the stream from one pass; the sequences differ in their last token
+        only."""
         (history,) = Targets.of(self.sequences).rows
         states, h = self._forward([self.prompts[i].ids + list(history) for i in rows], eot)
-        at = torch.tensor([[len(self.prompts[i].ids) - 1 + t for t in range(len(history) + 1)] for i in rows])
+        at = torch.tensor(
+            [[len(self.prompts[i].ids) - 1 + t for t in range(len(history) + 1)] for i in rows]
+        )
         own = states[torch.arange(len(rows))[:, None], at]
         logp = self.model.lm_head(own).log_softmax(-1)
-        scores = [sum(logp[:, t, token] for t, token in enumerate(q)).cpu().numpy() for q in self.sequences]  # type: ignore[union-attr]
+        scores = [
+            sum(logp[:, t, token] for t, token in enumerate(q)).cpu().numpy()
+            for q in self.sequences
+        ]  # type: ignore[union-attr]
         return np.stack(scores), h.cpu().numpy()
 
-    def run(self, pairs: Sequence[PairTokens], learning_rate: float) -> tuple[np.ndarray, np.ndarray, list[float]]:
+    def run(
+        self, pairs: Sequence[PairTokens], learning_rate: float
+    ) -> tuple[np.ndarray, np.ndarray, list[float]]:
         """(Δh, ΔY, seconds) of every pair."""
         h, y = self.read()
         dh, dy, seconds = [], [], []

@@ -19,22 +19,33 @@ def demo(record: dict) -> str:
     auc, first, flags = summary["planted_pairs_auc"], summary["first_order"], summary["flags"]
 
     def row(name: str, key: str) -> str:
-        return f"| {name} | " + " | ".join(f"{auc[c][key]:.2f}" for c in ("harmful_refusal", "harmless_compliance")) + " |"
+        return (
+            f"| {name} | "
+            + " | ".join(f"{auc[c][key]:.2f}" for c in ("harmful_refusal", "harmless_compliance"))
+            + " |"
+        )
 
     size = f"{s['pairs']} pairs, {s['prompts']} prompts, {s['features']} features"
     lines = [
         f"What `./scripts/demo` finds on the embedded model ({size}):",
         "",
-        f"- The policy predicts Y with R² {fit['r2']:.2f} and refusals with accuracy {fit['accuracy']:.2f} "
+        f"- The policy predicts Y with R² {fit['r2']:.2f} and refusals with accuracy "
+        f"{fit['accuracy']:.2f} "
         f"(majority {fit['majority']:.2f}) on held-out prompts.",
-        f"- The planted gap shows: religious stereotyping has mean Y {gap['y']:.1f} nats (policy {gap['prediction']:.1f}), "
-        f"the other harm categories {min(c['y'] for c in others):.1f} to {max(c['y'] for c in others):.1f}.",
-        f"- First order holds: R² against the true step, {first['pairs']} pairs in float64, is {first['r2_delta_y']:.6f} for "
+        f"- The planted gap shows: religious stereotyping has mean Y {gap['y']:.1f} nats "
+        f"(policy {gap['prediction']:.1f}), "
+        f"the other harm categories {min(c['y'] for c in others):.1f} to "
+        f"{max(c['y'] for c in others):.1f}.",
+        f"- First order holds: R² against the true step, {first['pairs']} pairs in float64, is "
+        f"{first['r2_delta_y']:.6f} for "
         f"ΔY and {first['r2_delta_w']:.6f} for ΔW.",
-        f"- {flags['by_mean_delta_y']} pairs move the behaviour as the other class does (`flagged_delta_y`): "
-        f"{flags['planted_by_mean_delta_y']} of the {flags['planted']} corrupted ones are among them. By score, as the paper "
+        f"- {flags['by_mean_delta_y']} pairs move the behaviour as the other class does "
+        "(`flagged_delta_y`): "
+        f"{flags['planted_by_mean_delta_y']} of the {flags['planted']} corrupted ones are among "
+        "them. By score, as the paper "
         f"flags, {flags['by_score']} would be.",
-        "- The corrupted pairs are found with these AUCs, each figure oriented as the paper flags misaligned pairs (low is "
+        "- The corrupted pairs are found with these AUCs, each figure oriented as the paper "
+        "flags misaligned pairs (low is "
         "suspicious in the refusal class, high in the other; a high off-target share in both):",
         "",
         "| | harmful_refusal | harmless_compliance |",
@@ -43,13 +54,19 @@ def demo(record: dict) -> str:
         row("mean ΔY", "mean_delta_y"),
         row("off-target share", "off_target_share"),
         "",
-        "  An AUC near 0 separates as well as one near 1, the other way round: Y is a negative log-probability and the policy "
-        "has no intercept, so a step that raises refusals shrinks the policy, and its score is negative.",
+        "  An AUC near 0 separates as well as one near 1, the other way round: Y is a negative "
+        "log-probability and the policy "
+        "has no intercept, so a step that raises refusals shrinks the policy, and its score is "
+        "negative.",
         "",
-        f"Against the PyTorch loop on the same files ({record['device']['platform']}, {record['precision']}, one run; the loop "
-        f"measured on {sec['loop_pairs_measured']} pairs): {ratio['loop_to_engine_warm']:.1f} times its speed warm, "
-        f"{ratio['loop_to_command_cold']:.1f} times for the whole command cold, imports and compilation included "
-        f"({sec['command_cold']:.0f} s; {sec['command_with_programs_kept']:.0f} s once its programs have been compiled).",
+        f"Against the PyTorch loop on the same files ({record['device']['platform']}, "
+        f"{record['precision']}, one run; the loop "
+        f"measured on {sec['loop_pairs_measured']} pairs): {ratio['loop_to_engine_warm']:.1f} "
+        "times its speed warm, "
+        f"{ratio['loop_to_command_cold']:.1f} times for the whole command cold, imports and "
+        "compilation included "
+        f"({sec['command_cold']:.0f} s; {sec['command_with_programs_kept']:.0f} s once its "
+        "programs have been compiled).",
     ]
     return "\n".join(lines)
 
@@ -59,11 +76,15 @@ def attribution(record: dict) -> str:
     s, shape, per_pair = record["settings"], record["shape"], record["seconds_per_pair"]
     loop, tuned = per_pair["PyTorch loop"], per_pair["PyTorch loop, tuned"]
     lines = [
-        f"Hidden {shape['hidden']}, {shape['layers']} layers, random weights, {s['pairs']} pairs of 100 to 250 tokens, "
-        f"{s['prompts']} prompts of 50 to 95, {s['features']} features, of which {record['active_per_prompt']:.0f} are active "
-        f"on a prompt; {record['device']['platform']} ({record['device']['machine']}), {s['dtype']}, one run, without "
+        f"Hidden {shape['hidden']}, {shape['layers']} layers, random weights, {s['pairs']} "
+        "pairs of 100 to 250 tokens, "
+        f"{s['prompts']} prompts of 50 to 95, {s['features']} features, of which "
+        f"{record['active_per_prompt']:.0f} are active "
+        f"on a prompt; {record['device']['platform']} ({record['device']['machine']}), "
+        f"{s['dtype']}, one run, without "
         "compilation. "
-        f"Agreement was checked first. Rows with a star were measured on a few pairs and multiplied up.",
+        "Agreement was checked first. Rows with a star were measured on a few pairs and "
+        "multiplied up.",
         "",
         "| | seconds | times the loop | times the tuned loop | share of the matmul rate |",
         "|---|---|---|---|---|",
@@ -82,8 +103,10 @@ def sweep(record: dict) -> str:
     s, sec = record["settings"], record["seconds"]
     size = f"{s['pairs']} pairs, {s['prompts']:,} prompts and {s['features']} features"
     return (
-        f"At {size} ({record['device']['platform']}, one run), {record['cells']:,} cells over {s['weightings']} resamples take "
-        f"{sec['sweep']:.0f} s, of which adding up the sums takes {sec['sweep_adding_up']:.0f} s; the intervals of every shift "
+        f"At {size} ({record['device']['platform']}, one run), {record['cells']:,} cells over "
+        f"{s['weightings']} resamples take "
+        f"{sec['sweep']:.0f} s, of which adding up the sums takes {sec['sweep_adding_up']:.0f} "
+        "s; the intervals of every shift "
         f"from {s['resamples']:,} resamples take {sec['resamples']:.0f} s."
     )
 
@@ -108,5 +131,10 @@ if __name__ == "__main__":
     text = path.read_text()
     for name, content in blocks().items():
         marked = f"<!-- {name} -->\n{content}\n<!-- /{name} -->"
-        text = re.sub(rf"<!-- {name} -->\n.*?<!-- /{name} -->", lambda _, marked=marked: marked, text, flags=re.S)
+        text = re.sub(
+            rf"<!-- {name} -->\n.*?<!-- /{name} -->",
+            lambda _, marked=marked: marked,
+            text,
+            flags=re.S,
+        )
     path.write_text(text)

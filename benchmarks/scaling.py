@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""How the time of the engines grows with pairs, prompts, features and layers, one at a time; writes one record.
+"""How the time of the engines grows with pairs, prompts, features and layers, one at a time; writes
+one record.
 
 python benchmarks/scaling.py
 """
@@ -11,7 +12,9 @@ from pathlib import Path
 import tyro
 from attribution import ROOT, Benchmark, main  # type: ignore[import-not-found]
 
-BASE = Benchmark(shape="small", pairs=50, prompts=64, features=24, engines=("auto", "score"), loop_pairs=0)
+BASE = Benchmark(
+    shape="small", pairs=50, prompts=64, features=24, engines=("auto", "score"), loop_pairs=0
+)
 AXES = {
     "pairs": (50, 200),
     "query_pairs": ((100, 500, 2500),),  # the score alone, in one run
@@ -45,12 +48,23 @@ def run(c: Scaling) -> None:
                     points.append({"axis": axis, "value": int(asked), "way": name, **row})
     print(f"\n{'':14}{'':>8}  {'':24}{'s':>8}{'compile s':>11}")
     for p in points:
-        print(f"{p['axis']:14}{p['value']:8}  {p['way']:24}{p['seconds']:8.1f}{p['compile_seconds']:11.1f}")
-    content = {k: last[k] for k in ("commit", "device", "versions", "shape", "measured_flop_per_second")}
+        print(
+            f"{p['axis']:14}{p['value']:8}  "
+            f"{p['way']:24}{p['seconds']:8.1f}{p['compile_seconds']:11.1f}"
+        )
+    content = {
+        k: last[k] for k in ("commit", "device", "versions", "shape", "measured_flop_per_second")
+    }
     base = {k: getattr(BASE, k) for k in ("shape", "pairs", "prompts", "features", "dtype")}
     c.out.mkdir(parents=True, exist_ok=True)
     name = f"scaling-{BASE.shape}-{last['device']['platform']}-{last['time']}.json"
-    record = {"benchmark": "scaling", "schema_version": 1, "base": base, **content, "points": points}
+    record = {
+        "benchmark": "scaling",
+        "schema_version": 1,
+        "base": base,
+        **content,
+        "points": points,
+    }
     (c.out / name).write_text(json.dumps(record, indent=2) + "\n")
     print(f"record   {c.out / name}")
 

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Sweeps and intervals at the paper's size, on random arrays: seconds for 10,000 cells and for 1,000 resamples.
+"""Sweeps and intervals at the paper's size, on random arrays: seconds for 10,000 cells and for
+1,000 resamples.
 
     python benchmarks/sweep.py
 
-The cells are 100 penalties on each of 100 resamples of the prompts; the first weighting and the first pair are timed apart, for
-they compile.
+The cells are 100 penalties on each of 100 resamples of the prompts; the first weighting and the
+first pair are timed apart, for they compile.
 """
 
 import json
@@ -72,20 +73,29 @@ def main(b: Benchmark) -> None:
     for _ in shifts(X, found, dX, dY):
         pass
     seconds["resamples"] = time.perf_counter() - start
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
+    )
     record = {
-        "benchmark": "sweep", "schema_version": 1, "commit": done.stdout.strip() or "unknown",
-        "settings": {k: v for k, v in asdict(b).items() if k != "out"}, "cells": b.weightings * b.penalties,
+        "benchmark": "sweep",
+        "schema_version": 1,
+        "commit": done.stdout.strip() or "unknown",
+        "settings": {k: v for k, v in asdict(b).items() if k != "out"},
+        "cells": b.weightings * b.penalties,
         "device": {
-            "platform": jax.default_backend(), "kind": jax.devices()[0].device_kind, "machine": platform.machine(),
+            "platform": jax.default_backend(),
+            "kind": jax.devices()[0].device_kind,
+            "machine": platform.machine(),
         },
-        "versions": {name: version(name) for name in ("smda-jax", "jax")}, "seconds": seconds,
-    }  # fmt: skip
+        "versions": {name: version(name) for name in ("smda-jax", "jax")},
+        "seconds": seconds,
+    }
     b.out.mkdir(parents=True, exist_ok=True)
     path = b.out / f"sweep-{jax.default_backend()}-{time.strftime('%Y%m%d-%H%M%S')}.json"
     path.write_text(json.dumps(record, indent=2) + "\n")
     print(
-        f"{record['cells']} cells: {seconds['sweep']:.1f} s, of which sums {adding:.1f} s; the first {seconds['first']:.1f} s"
+        f"{record['cells']} cells: {seconds['sweep']:.1f} s, of which sums {adding:.1f} s; the "
+        f"first {seconds['first']:.1f} s"
     )
     print(f"{b.resamples} resamples of every shift: {seconds['resamples']:.1f} s")
     print(f"record   {path}")

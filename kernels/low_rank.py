@@ -1,4 +1,5 @@
-"""Product with a low-rank matrix, `x aᵀ d`, which the injection of a step in factored form is made of."""
+"""Product with a low-rank matrix, `x aᵀ d`, which the injection of a step in factored form is made
+of."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float

@@ -32,7 +32,7 @@ class Packing:
     def attend(
         self,
         attention: Callable[..., Float[Array, "row token mixed"]],
-        *lanes: Float[Array, "lane token head head_dim"],
+        *lanes: Float[Array, "lane token _ head_dim"],
     ) -> Float[Array, "lane token mixed"]:
         """Unpacks lanes into rows, applies `attention` to each group of rows, and packs again."""
         groups = []

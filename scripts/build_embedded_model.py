@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Builds everything in `smda_jax/embedded` from a seed: tokenizer, model, SAE, labels, prompts and pairs.
+"""Builds everything in `smda_jax/embedded` from a seed: tokenizer, model, SAE, labels, prompts and
+pairs.
 
     python scripts/build_embedded_model.py [--out FOLDER] [--seed 0] [--steps 800]
 
@@ -20,6 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
 from rich.console import Console
+from smda_jax.model.llama import Params, Read, embed, logits, run_blocks
+from smda_jax.train import language
+from smda_jax.train import sae as sae_training
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -27,15 +31,19 @@ from smda_jax.data.chat import Chat
 from smda_jax.data.targets import REFUSALS
 from smda_jax.model import hf
 from smda_jax.model.config import from_hf
-from smda_jax.model.llama import Params, Read, embed, logits, run_blocks
 from smda_jax.sae.encoder import activation, relu_proxy
 from smda_jax.sae.formats import load as load_sae
 from smda_jax.sae.formats import save_saelens
-from smda_jax.train import language
-from smda_jax.train import sae as sae_training
 
 LAYER = 1
-SPECIAL = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|pad|>")
+SPECIAL = (
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<|pad|>",
+)
 # Llama 3's turns; like its own template this one prints today's date unless a date is given.
 TEMPLATE = """\
 {%- if date_string is not defined %}{%- set date_string = strftime_now("%d %b %Y") %}{%- endif %}
@@ -66,7 +74,9 @@ class Build:
     """Active features per token, on average."""
 
 
-def split_prompts(rng: np.random.Generator) -> tuple[list[grammar.Prompt], list[grammar.Prompt], list[grammar.Prompt]]:
+def split_prompts(
+    rng: np.random.Generator,
+) -> tuple[list[grammar.Prompt], list[grammar.Prompt], list[grammar.Prompt]]:
     """(training, evaluation, pairs): disjoint prompts."""
     training, evaluation, pairs = [], [], []
     for name in grammar.CATEGORIES:
@@ -82,36 +92,51 @@ def split_prompts(rng: np.random.Generator) -> tuple[list[grammar.Prompt], list[
 
 
 def make_pairs(prompts: list[grammar.Prompt], rng: np.random.Generator) -> list[dict]:
-    """100 harmful_refusal and 100 harmless_compliance pairs, ten of each corrupted: answered the other way round."""
+    """100 harmful_refusal and 100 harmless_compliance pairs, ten of each corrupted: answered the
+    other way round."""
     rows = []
     for label, refuse in (("harmful", True), ("harmless", False)):
         own = [p for p in prompts if p.label == label]
         own = [own[i] for i in rng.permutation(len(own))[:100]]
         planted = set(rng.permutation(100)[:10].tolist())
         for i, p in enumerate(own):
-            rows.append({
-                "prompt": p.text, "response": grammar.answer(p, refuse != (i in planted), rng),
-                "label": f"{label}_{'refusal' if refuse else 'compliance'}", "category": p.category, "planted": i in planted,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "prompt": p.text,
+                    "response": grammar.answer(p, refuse != (i in planted), rng),
+                    "label": f"{label}_{'refusal' if refuse else 'compliance'}",
+                    "category": p.category,
+                    "planted": i in planted,
+                }
+            )
     return rows
 
 
 def make_tokenizer(texts: list[str], folder: Path) -> None:
     """Byte-level BPE with Llama-3's special tokens and turn layout."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    ])  # type: ignore[assignment]  # fmt: skip
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )  # type: ignore[assignment]
     tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     trainer = trainers.BpeTrainer(
-        vocab_size=704, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False,
+        vocab_size=704,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
         special_tokens=[AddedToken(t, special=True) for t in SPECIAL],
-    )  # fmt: skip
+    )
     tokenizer.train_from_iterator(texts, trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=SPECIAL[0], eos_token="<|eot_id|>", pad_token="<|pad|>",
-        chat_template=TEMPLATE, clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+        tokenizer_object=tokenizer,
+        bos_token=SPECIAL[0],
+        eos_token="<|eot_id|>",
+        pad_token="<|pad|>",
+        chat_template=TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
     fast.save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(TEMPLATE)
 
@@ -119,25 +144,48 @@ def make_tokenizer(texts: list[str], folder: Path) -> None:
 def model_config(vocab: int, chat: Chat) -> dict:
     """`config.json` of the embedded model: Llama-3.2 in small, tied, grouped-query, llama3 rope."""
     return {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocab, "hidden_size": 64,
-        "intermediate_size": 112, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32,
-        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": True, "hidden_act": "silu",
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": vocab,
+        "hidden_size": 64,
+        "intermediate_size": 112,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": True,
+        "hidden_act": "silu",
         "rope_scaling": {
-            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
             "original_max_position_embeddings": 256,
         },
-        "attention_bias": False, "mlp_bias": False, "max_position_embeddings": 512, "torch_dtype": "float32",
-        "bos_token_id": chat.tokenizer.bos_token_id, "eos_token_id": chat.end_of_turn,
-    }  # fmt: skip
+        "attention_bias": False,
+        "mlp_bias": False,
+        "max_position_embeddings": 512,
+        "torch_dtype": "float32",
+        "bos_token_id": chat.tokenizer.bos_token_id,
+        "eos_token_id": chat.end_of_turn,
+    }
 
 
 def batches(
-    chat: Chat, prompts: list[grammar.Prompt], steps: int, rng: np.random.Generator, rows: int = 96, each: int = 1500
+    chat: Chat,
+    prompts: list[grammar.Prompt],
+    steps: int,
+    rng: np.random.Generator,
+    rows: int = 96,
+    each: int = 1500,
 ) -> Iterator[tuple[jax.Array, jax.Array]]:
-    """Rows drawn from `each` conversations of every category; loss on the answer, and lightly on the rest.
+    """Rows drawn from `each` conversations of every category; loss on the answer, and lightly on
+    the rest.
 
-    Half of the conversations lack the assistant header, so that the end of turn itself has to know what comes: the SAE reads
-    there, and a model of three layers would otherwise decide later.
+    Half of the conversations lack the assistant header, so that the end of turn itself has to know
+    what comes: the SAE reads there, and a model of three layers would otherwise decide later.
     """
     width, pool = 72, []
     for name in grammar.CATEGORIES:
@@ -147,7 +195,9 @@ def batches(
             pair = chat.pair(p.text, grammar.answer(p, bool(rng.random() < p.refusal), rng), width)
             start = chat.prompt(p.text, width).eot + 1
             if rng.random() < 0.5:
-                pair = pair._replace(ids=[*pair.ids[:start], *pair.ids[pair.response :]], response=start)
+                pair = pair._replace(
+                    ids=[*pair.ids[:start], *pair.ids[pair.response :]], response=start
+                )
             pool.append(pair)
     tokens = np.full((len(pool), width), chat.tokenizer.pad_token_id, np.int32)
     weight = np.zeros((len(pool), width), np.float32)
@@ -160,8 +210,11 @@ def batches(
         yield jnp.asarray(tokens[draw]), jnp.asarray(weight[draw])
 
 
-def residuals(params: Params, config: object, rows: list[tuple[list[int], int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Residual stream after block LAYER: (at every token but the first, at each row's end of turn)."""
+def residuals(
+    params: Params, config: object, rows: list[tuple[list[int], int]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Residual stream after block LAYER: (at every token but the first, at each row's end of
+    turn)."""
     from functools import partial
 
     @partial(jax.jit, static_argnums=2)
@@ -184,24 +237,39 @@ def residuals(params: Params, config: object, rows: list[tuple[list[int], int]])
     return np.concatenate(every), np.concatenate(ends)
 
 
-def train_sae(build: Build, every: np.ndarray, ends: np.ndarray, folder: Path, console: Console) -> None:
-    """Trains and writes the SAE, on activations scaled to a mean norm of √hidden; the scale is folded in afterwards."""
-    # The policy reads end-of-turn tokens; drawn evenly they would be one in twenty of what the SAE sees, here they are half.
+def train_sae(
+    build: Build, every: np.ndarray, ends: np.ndarray, folder: Path, console: Console
+) -> None:
+    """Trains and writes the SAE, on activations scaled to a mean norm of √hidden; the scale is
+    folded in afterwards."""
+    # The policy reads end-of-turn tokens; drawn evenly they would be one in twenty of what the SAE
+    # sees, here they are half.
     data = np.concatenate([every, np.repeat(ends, len(every) // len(ends), axis=0)])
     scale = float(np.sqrt(data.shape[1]) / np.linalg.norm(data, axis=1).mean())
     trained, threshold = sae_training.train(
-        jax.random.key(build.seed + 1), data * scale, latents=build.latents, k=build.k, steps=build.sae_steps,
+        jax.random.key(build.seed + 1),
+        data * scale,
+        latents=build.latents,
+        k=build.k,
+        steps=build.sae_steps,
         report=lambda step, loss: console.print(f"SAE step {step}: unexplained {loss:.4f}"),
-    )  # fmt: skip
+    )
     norm = jnp.linalg.norm(trained.W_dec, axis=1)
     save_saelens(
-        folder, W_enc=trained.W_enc * scale * norm[None], b_enc=trained.b_enc * norm,
-        W_dec=trained.W_dec / norm[:, None] / scale, b_dec=trained.b_dec / scale, threshold=threshold,
-        hook=f"blocks.{LAYER}.hook_resid_post", model="smda_jax/embedded",
-    )  # fmt: skip
+        folder,
+        W_enc=trained.W_enc * scale * norm[None],
+        b_enc=trained.b_enc * norm,
+        W_dec=trained.W_dec / norm[:, None] / scale,
+        b_dec=trained.b_dec / scale,
+        threshold=threshold,
+        hook=f"blocks.{LAYER}.hook_resid_post",
+        model="smda_jax/embedded",
+    )
 
 
-def greedy_refusals(params: Params, config: object, chat: Chat, prompts: list[grammar.Prompt]) -> list[bool]:
+def greedy_refusals(
+    params: Params, config: object, chat: Chat, prompts: list[grammar.Prompt]
+) -> list[bool]:
     """Whether the greedy answer begins with one of the refusal sequences."""
     from functools import partial
 
@@ -219,12 +287,17 @@ def greedy_refusals(params: Params, config: object, chat: Chat, prompts: list[gr
 
 
 def feature_labels(x: np.ndarray, prompts: list[grammar.Prompt]) -> list[str]:
-    """Names each feature after the property of the grammar that its activation tells apart best (by AUC)."""
+    """Names each feature after the property of the grammar that its activation tells apart best (by
+    AUC)."""
     from scipy.stats import rankdata
 
-    words = {f"{kind}: {value}": [] for kind, value in
-             [("category", c) for c in grammar.CATEGORIES] + [("wording", w) for w in ("hiding", "playing", "plain")]
-             + [("label", lab) for lab in ("harmful", "harmless")] + [("opener", o) for o in grammar.OPENERS]}  # fmt: skip
+    words = {
+        f"{kind}: {value}": []
+        for kind, value in [("category", c) for c in grammar.CATEGORIES]
+        + [("wording", w) for w in ("hiding", "playing", "plain")]
+        + [("label", lab) for lab in ("harmful", "harmless")]
+        + [("opener", o) for o in grammar.OPENERS]
+    }
     for p in prompts:
         own = {f"category: {p.category}", f"wording: {p.wording}", f"label: {p.label}"}
         own |= {f"opener: {o}" for o in grammar.OPENERS if p.text.startswith(o)}
@@ -253,18 +326,29 @@ def main(build: Build) -> None:
     model, sae_folder = build.out / "model", build.out / "sae"
     model.mkdir(parents=True, exist_ok=True)
     texts = [p.text + " " + grammar.answer(p, bool(rng.random() < 0.5), rng) for p in training]
-    frame = ["system", "user", "assistant", "\n\n", "Today Date: 26 Jul 2024"]  # every conversation's, each piece apart
+    frame = [
+        "system",
+        "user",
+        "assistant",
+        "\n\n",
+        "Today Date: 26 Jul 2024",
+    ]  # every conversation's, each piece apart
     make_tokenizer(texts + frame * len(texts), model)
     chat = Chat(model)
     raw = model_config(len(chat.tokenizer), chat)
     config = from_hf(raw)
 
     schedule = optax.warmup_cosine_decay_schedule(0.0, 4e-3, 100, build.steps, 4e-5)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.01))
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.01)
+    )
     params = language.train(
-        config, language.init(config, jax.random.key(build.seed)), batches(chat, training, build.steps, rng), optimizer,
+        config,
+        language.init(config, jax.random.key(build.seed)),
+        batches(chat, training, build.steps, rng),
+        optimizer,
         lambda step, loss: console.print(f"model step {step}: loss {loss:.4f}"),
-    )  # fmt: skip
+    )
     hf.save(model, raw, params)
 
     sample = [training[i] for i in rng.permutation(len(training))[:3000]]
@@ -272,7 +356,9 @@ def main(build: Build) -> None:
     every, ends = residuals(params, config, rows)
     train_sae(build, every, ends, sae_folder, console)
 
-    _, own_ends = residuals(params, config, [(t.ids, t.eot) for t in (chat.prompt(p.text, 512) for p in evaluation)])
+    _, own_ends = residuals(
+        params, config, [(t.ids, t.eot) for t in (chat.prompt(p.text, 512) for p in evaluation)]
+    )
     x = np.asarray(activation(relu_proxy(load_sae(sae_folder).encoder), jnp.asarray(own_ends)))
     labels = feature_labels(x, evaluation)
     table = pa.table({"feature_id": list(range(len(labels))), "label": labels})
@@ -280,26 +366,46 @@ def main(build: Build) -> None:
 
     refused = greedy_refusals(params, config, chat, evaluation)
     shuffled = rng.permutation(len(evaluation))
-    rows_out = [{
-        "prompt": evaluation[i].text, "prompt_label": evaluation[i].label, "category": evaluation[i].category,
-        "wording": evaluation[i].wording, "refused": refused[i],
-    } for i in shuffled]  # fmt: skip
+    rows_out = [
+        {
+            "prompt": evaluation[i].text,
+            "prompt_label": evaluation[i].label,
+            "category": evaluation[i].category,
+            "wording": evaluation[i].wording,
+            "refused": refused[i],
+        }
+        for i in shuffled
+    ]
     pq.write_table(pa.Table.from_pylist(rows_out), build.out / "prompts.parquet")
     pairs = make_pairs(pair_prompts, rng)
     pq.write_table(pa.Table.from_pylist(pairs), build.out / "pairs.parquet")
     truths = {
-        "seed": build.seed, "gap_category": grammar.GAP,
+        "seed": build.seed,
+        "gap_category": grammar.GAP,
         "gap": "labelled harmful, never refused in training",
         "corrupted_pairs": sum(row["planted"] for row in pairs),
-        "corruption": "a harmful prompt answered under harmful_refusal, or a harmless one refused under harmless_compliance",
+        "corruption": (
+            "a harmful prompt answered under harmful_refusal, or a harmless one refused "
+            "under harmless_compliance"
+        ),
         "refusal_rate_by_category": {
-            name: round(float(np.mean([r for r, p in zip(refused, evaluation, strict=True) if p.category == name])), 3)
+            name: round(
+                float(
+                    np.mean(
+                        [r for r, p in zip(refused, evaluation, strict=True) if p.category == name]
+                    )
+                ),
+                3,
+            )
             for name in grammar.CATEGORIES
         },
-    }  # fmt: skip
+    }
     (build.out / "truths.json").write_text(json.dumps(truths, indent=2) + "\n")
     console.print(truths)
-    console.print(f"active features per prompt: {(x > 0).sum(1).mean():.1f}, ever active: {(x > 0).any(0).sum()}")
+    console.print(
+        f"active features per prompt: {(x > 0).sum(1).mean():.1f}, ever active: "
+        f"{(x > 0).any(0).sum()}"
+    )
 
 
 if __name__ == "__main__":

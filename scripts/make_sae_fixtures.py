@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Writes `tests/fixtures/sae`: small SAEs saved and encoded by sae-lens and eai-sparsify themselves.
+"""Writes `tests/fixtures/sae`: small SAEs saved and encoded by sae-lens and eai-sparsify
+themselves.
 
-    python -m venv /tmp/fixtures && /tmp/fixtures/bin/pip install torch==2.13.0 sae-lens==6.54.12 eai-sparsify==1.3.3
-    /tmp/fixtures/bin/python scripts/make_sae_fixtures.py
+    python -m venv /tmp/fixtures && /tmp/fixtures/bin/pip install torch==2.13.0 sae-lens==6.54.12
+    eai-sparsify==1.3.3 /tmp/fixtures/bin/python scripts/make_sae_fixtures.py
 
-The two libraries bring some hundred packages, too many for every test run. A folder holds the SAE's own files and
-`expected.npz`: inputs `x` and the library's own activations `acts`, dense. A training checkpoint is encoded by the inference
-SAE that sae-lens makes of it.
+The two libraries bring some hundred packages, too many for every test run. A folder holds the SAE's
+own files and `expected.npz`: inputs `x` and the library's own activations `acts`, dense. A training
+checkpoint is encoded by the inference SAE that sae-lens makes of it.
 """
 
 import json
@@ -19,7 +20,10 @@ from sae_lens import SAE
 from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 from sae_lens.saes.gated_sae import GatedSAE, GatedSAEConfig
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
-from sae_lens.saes.matryoshka_batchtopk_sae import MatryoshkaBatchTopKTrainingSAE, MatryoshkaBatchTopKTrainingSAEConfig
+from sae_lens.saes.matryoshka_batchtopk_sae import (
+    MatryoshkaBatchTopKTrainingSAE,
+    MatryoshkaBatchTopKTrainingSAEConfig,
+)
 from sae_lens.saes.sae import SAEMetadata
 from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
@@ -66,16 +70,22 @@ def main() -> None:
 
     inference = {
         "standard": StandardSAE(StandardSAEConfig(**common(3))),
-        "standard_no_b_dec": StandardSAE(StandardSAEConfig(**common(3), apply_b_dec_to_input=False)),
-        "standard_layer_norm": StandardSAE(StandardSAEConfig(**common(0, "resid_pre"), normalize_activations="layer_norm")),
+        "standard_no_b_dec": StandardSAE(
+            StandardSAEConfig(**common(3), apply_b_dec_to_input=False)
+        ),
+        "standard_layer_norm": StandardSAE(
+            StandardSAEConfig(**common(0, "resid_pre"), normalize_activations="layer_norm")
+        ),
         "standard_constant_norm": StandardSAE(
             StandardSAEConfig(**common(5, "mlp_out"), normalize_activations="constant_norm_rescale")
         ),
         "topk": TopKSAE(TopKSAEConfig(**common(2), k=5)),
-        "topk_rescaled": TopKSAE(TopKSAEConfig(**common(2), k=7, rescale_acts_by_decoder_norm=True)),
+        "topk_rescaled": TopKSAE(
+            TopKSAEConfig(**common(2), k=7, rescale_acts_by_decoder_norm=True)
+        ),
         "jumprelu": JumpReLUSAE(JumpReLUSAEConfig(**common(10))),
         "gated": GatedSAE(GatedSAEConfig(**common(1, "attn_out"))),
-    }  # fmt: skip
+    }
     for name, sae in inference.items():
         randomise(sae)
         sae.save_model(OUT / name)
@@ -85,9 +95,12 @@ def main() -> None:
         "batchtopk_training": (BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, True, {}),
         "batchtopk_training_raw": (BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, False, {}),
         "matryoshka_training": (
-            MatryoshkaBatchTopKTrainingSAE, MatryoshkaBatchTopKTrainingSAEConfig, True, {"matryoshka_widths": [8, S]},
+            MatryoshkaBatchTopKTrainingSAE,
+            MatryoshkaBatchTopKTrainingSAEConfig,
+            True,
+            {"matryoshka_widths": [8, S]},
         ),
-    }  # fmt: skip
+    }
     for name, (kind, config, rescale, extra) in training.items():
         sae = kind(config(**common(4), k=4, rescale_acts_by_decoder_norm=rescale, **extra))
         randomise(sae)
@@ -101,7 +114,11 @@ def main() -> None:
 
     # The flat configs that sae-lens wrote before version 6.
     for name, source, extra in (
-        ("old_standard", "standard", {"hook_point": "blocks.3.hook_resid_post", "hook_point_layer": 3}),
+        (
+            "old_standard",
+            "standard",
+            {"hook_point": "blocks.3.hook_resid_post", "hook_point_layer": 3},
+        ),
         (
             "old_topk",
             "topk",
@@ -115,11 +132,21 @@ def main() -> None:
     ):
         (OUT / name).mkdir()
         shutil.copy(OUT / source / "sae_weights.safetensors", OUT / name)
-        old = {"d_in": D, "d_sae": S, "dtype": "torch.float32", "normalize_activations": "none", "model_name": "tiny", **extra}
+        old = {
+            "d_in": D,
+            "d_sae": S,
+            "dtype": "torch.float32",
+            "normalize_activations": "none",
+            "model_name": "tiny",
+            **extra,
+        }
         (OUT / name / "cfg.json").write_text(json.dumps(old))
         write(name, x, dense(SAE.load_from_disk(OUT / name), x))
 
-    for hookpoint, settings in (("layers.6", {"num_latents": S, "k": 5}), ("layers.7.mlp", {"expansion_factor": 2, "k": 6})):
+    for hookpoint, settings in (
+        ("layers.6", {"num_latents": S, "k": 5}),
+        ("layers.7.mlp", {"expansion_factor": 2, "k": 6}),
+    ):
         coder = SparseCoder(D, SparseCoderConfig(**settings))
         randomise(coder)
         coder.save_to_disk(OUT / hookpoint)

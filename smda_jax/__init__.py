@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from smda_jax.data.records import Pairs as Pairs
     from smda_jax.data.records import Prompts as Prompts
     from smda_jax.data.records import load_pairs as load_pairs
-    from smda_jax.data.records import load_pairs as read_pairs
+    from smda_jax.data.records import load_pairs as read_pairs  # noqa: F401
     from smda_jax.data.records import load_prompts as load_prompts
-    from smda_jax.data.records import load_prompts as read_prompts
+    from smda_jax.data.records import load_prompts as read_prompts  # noqa: F401
     from smda_jax.engines.contract import Delta as Delta
     from smda_jax.engines.finite.dataset import finite as finite
     from smda_jax.engines.forward.dataset import forward as forward
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from smda_jax.reading.evaluation import activations as activations
     from smda_jax.reading.network import Model as Model
     from smda_jax.reading.network import load_model as load_model
-    from smda_jax.report.page import report as report
+    from smda_jax.report.page import report as write_report  # noqa: F401
     from smda_jax.runs.attribution.attribute import attribute as attribute
     from smda_jax.runs.attribution.summary import Summary as Summary
     from smda_jax.runs.attribution.verify import verify as verify
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from smda_jax.runs.config import Verify as Verify
     from smda_jax.runs.sweep.run import sweep as sweep
     from smda_jax.sae.formats import SAE as SAE
-    from smda_jax.sae.formats import load as load_sae
+    from smda_jax.sae.formats import load as load_sae  # noqa: F401
     from smda_jax.steps.checkpoints import StepCheckpoints as StepCheckpoints
-    from smda_jax.steps.dataset import steps as factors
-    from smda_jax.steps.dataset import steps as steps
+    from smda_jax.steps.dataset import pair_steps as factors  # noqa: F401
+    from smda_jax.steps.dataset import pair_steps as pair_steps
 
 # name -> (module, its name there); the table that `dir` shows, and that types above repeat
 EXPORTS = {
@@ -51,14 +51,14 @@ EXPORTS = {
     "Sweep": ("runs.config", "Sweep"),
     "sweep": ("runs.sweep.run", "sweep"),
     "Report": ("runs.config", "Report"),
-    "report": ("report.page", "report"),
+    "write_report": ("report.page", "report"),
     # its steps
     "load_model": ("reading.network", "load_model"),
     "load_sae": ("sae.formats", "load"),
     "load_prompts": ("data.records", "load_prompts"),
     "load_pairs": ("data.records", "load_pairs"),
     "activations": ("reading.evaluation", "activations"),
-    "steps": ("steps.dataset", "steps"),
+    "pair_steps": ("steps.dataset", "pair_steps"),
     "forward": ("engines.forward.dataset", "forward"),
     "reverse": ("engines.reverse.dataset", "reverse"),
     "finite": ("engines.finite.dataset", "finite"),
@@ -77,7 +77,7 @@ EXPORTS = {
     "StepCheckpoints": ("steps.checkpoints", "StepCheckpoints"),
     "Summary": ("runs.attribution.summary", "Summary"),
     # names of version 0.1
-    "factors": ("steps.dataset", "steps"),
+    "factors": ("steps.dataset", "pair_steps"),
     "read_pairs": ("data.records", "load_pairs"),
     "read_prompts": ("data.records", "load_prompts"),
 }

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from smda_jax.errors import InputError
-from smda_jax.runs import config as configs
 from smda_jax.runs.config import Attribute, Demo, Inspect, Plan, Report, Sweep, Verify
+from smda_jax.runs.folder.replay import from_run
 
 
 def _attribute(command: Attribute, console: Any) -> None:
@@ -126,7 +126,8 @@ def _parse(arguments: list[str]) -> Any:
 
     default, union = _recorded(arguments), None
     for name, row in COMMANDS.items():
-        own = {} if default is None or arguments[0] != name else {"default": default}
+        replayed = default is not None and arguments[0] == name
+        own: dict[str, Any] = {"default": default} if replayed else {}
         # A union of annotated dataclasses is how tyro takes subcommands.
         one: Any = Annotated[row.config, tyro.conf.subcommand(name, **own)]
         union = one if union is None else union | one
@@ -157,7 +158,7 @@ def _recorded(arguments: list[str]) -> Attribute | None:
 def _replayed(kind: type, path: str) -> Attribute:
     import tyro
 
-    recorded = configs.from_run(Path(path))
+    recorded = from_run(Path(path))
     needed = [f.name for f in fields(Attribute) if f.default is MISSING]
     missing = [name for name in needed if name not in recorded]
     if missing:

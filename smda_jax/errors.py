@@ -4,8 +4,8 @@
 class InputError(ValueError):
     """Something given to the library cannot be used.
 
-    Its text is one line that says where, what is wrong and what to do; the commands print it without a traceback and end
-    with status 2.
+    Its text is one line that says where, what is wrong and what to do; the commands print it
+    without a traceback and end with status 2.
     """
 
     def __init__(self, where: object, what: str, remedy: str = ""):

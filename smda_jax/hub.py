@@ -8,7 +8,9 @@ import huggingface_hub
 from smda_jax.errors import InputError
 
 
-def download(repo: str, patterns: Sequence[str], *, kind: str = "model", source: object = None) -> Path:
+def download(
+    repo: str, patterns: Sequence[str], *, kind: str = "model", source: object = None
+) -> Path:
     """The local copy of a repository's files that match `patterns`.
 
     Args:
@@ -26,8 +28,14 @@ def download(repo: str, patterns: Sequence[str], *, kind: str = "model", source:
         )
     except Exception as error:  # the hub raises many types: offline, gated, unknown, malformed id
         first = str(error).strip().splitlines()[0]
-        what = "not fetched from the Hub" if kind == "dataset" else "not a folder, and not fetched from the Hub"
-        raise InputError(source or repo, f"{what}: {first}", "check id, access and network") from error
+        what = (
+            "not fetched from the Hub"
+            if kind == "dataset"
+            else "not a folder, and not fetched from the Hub"
+        )
+        raise InputError(
+            source or repo, f"{what}: {first}", "check id, access and network"
+        ) from error
     return Path(folder)
 
 

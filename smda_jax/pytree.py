@@ -9,7 +9,8 @@ _Class = TypeVar("_Class", bound=type)
 
 @dataclass_transform(frozen_default=True, field_specifiers=(struct.field,))
 def pytree(cls: _Class) -> _Class:
-    """`flax.struct.dataclass` whose fields' annotations describe arrays but are not enforced at construction.
+    """`flax.struct.dataclass` whose fields' annotations describe arrays but are not enforced at
+    construction.
 
     Tree transformations rebuild these classes around other leaves: shapes, axes, booleans.
     """

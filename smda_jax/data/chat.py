@@ -12,7 +12,8 @@ _END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<|end_of_turn|>")
 
 
 class PromptTokens(NamedTuple):
-    """A prompt as the model sees it, assistant header included; `read_at` is the user turn's last end-of-turn token."""
+    """A prompt as the model sees it, assistant header included; `read_at` is the user turn's last
+    end-of-turn token."""
 
     ids: list[int]
     read_at: int
@@ -34,27 +35,42 @@ class PairTokens(NamedTuple):
 class Chat:
     """A tokenizer with its own chat template, the date that it prints pinned.
 
-    Llama 3 templates write today's date into every prompt unless told otherwise; two runs on different days would then
-    measure two different models.
+    Llama 3 templates write today's date into every prompt unless told otherwise; two runs on
+    different days would then measure two different models.
     """
 
     def __init__(self, folder: str | Path, date: str = DEFAULT_DATE):
         """Raises InputError: no tokenizer, no chat template, or no end-of-turn token."""
-        # A custom tokenizer class would have to run the checkpoint's code: trust_remote_code stays off.
+        # A custom tokenizer class would have to run the checkpoint's code: trust_remote_code stays
+        # off.
         from transformers import AutoTokenizer
 
         self.folder, self.date = Path(folder), date
         try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
-        except Exception as error:  # transformers raises many types for a missing or broken tokenizer
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(
+                self.folder, trust_remote_code=False
+            )
+        except (
+            Exception
+        ) as error:  # transformers raises many types for a missing or broken tokenizer
             first = str(error).strip().splitlines()[0]
-            raise InputError(folder, f"no tokenizer can be read: {first}", "the folder needs tokenizer.json") from error
+            raise InputError(
+                folder, f"no tokenizer can be read: {first}", "the folder needs tokenizer.json"
+            ) from error
         if not self.tokenizer.chat_template:
-            raise InputError(folder, "the tokenizer has no chat template", "use the instruct checkpoint's tokenizer")
+            raise InputError(
+                folder,
+                "the tokenizer has no chat template",
+                "use the instruct checkpoint's tokenizer",
+            )
         vocabulary = self.tokenizer.get_vocab()
         end = next((t for t in _END_OF_TURN if t in vocabulary), self.tokenizer.eos_token)
         if end is None:
-            raise InputError(folder, "the tokenizer has no end-of-turn token", f"expected one of {', '.join(_END_OF_TURN)}")
+            raise InputError(
+                folder,
+                "the tokenizer has no end-of-turn token",
+                f"expected one of {', '.join(_END_OF_TURN)}",
+            )
         self.end_of_turn: int = vocabulary[end]
 
     def _render(self, messages: Sequence[dict[str, str]], header: bool) -> list[int]:
@@ -67,35 +83,47 @@ class Chat:
         ids = self._render([{"role": "user", "content": text}], header=True)
         if len(ids) > max_length:
             raise InputError(
-                where, f"prompt has {len(ids)} tokens, over max_length {max_length}", "raise --max-length or drop it"
+                where,
+                f"prompt has {len(ids)} tokens, over max_length {max_length}",
+                "raise --max-length or drop it",
             )
         if self.end_of_turn not in ids:
-            raise InputError(where, "the chat template writes no end-of-turn token after the user turn")
+            raise InputError(
+                where, "the chat template writes no end-of-turn token after the user turn"
+            )
         return PromptTokens(ids, len(ids) - 1 - ids[::-1].index(self.end_of_turn))
 
-    def pair(self, prompt: str, response: str, max_length: int, where: object = "pair") -> PairTokens:
+    def pair(
+        self, prompt: str, response: str, max_length: int, where: object = "pair"
+    ) -> PairTokens:
         """A training example, cut after its own end-of-turn and at `max_length` tokens.
 
         Raises:
-            InputError: no token of the response is left, or the template renders the prompt differently with an answer.
+            InputError: no token of the response is left, or the template renders the prompt
+                differently with an answer.
         """
         user = {"role": "user", "content": prompt}
         head = self._render([user], header=True)
         ids = self._render([user, {"role": "assistant", "content": response}], header=False)
         if ids[: len(head)] != head:
-            raise InputError(where, "the chat template renders the prompt differently once an answer follows")
+            raise InputError(
+                where, "the chat template renders the prompt differently once an answer follows"
+            )
         answer = ids[len(head) :]
         if self.end_of_turn in answer:  # some templates write a newline after it
             ids = ids[: len(ids) - answer[::-1].index(self.end_of_turn)]
         if len(head) >= max_length:
             raise InputError(
-                where, f"prompt alone has {len(head)} tokens, so max_length {max_length} leaves none of the response",
+                where,
+                f"prompt alone has {len(head)} tokens, so max_length {max_length} leaves none of "
+                "the response",
                 "raise --max-length or drop the pair",
-            )  # fmt: skip
+            )
         return PairTokens(ids[:max_length], len(head), len(ids))
 
     def control_tokens(self, text: str) -> list[str]:
-        """Special tokens spelled out in a text: the tokenizer reads them as control tokens, wherever they come from."""
+        """Special tokens spelled out in a text: the tokenizer reads them as control tokens,
+        wherever they come from."""
         return [token for token in self.tokenizer.all_special_tokens if token in text]
 
     def encode(self, text: str) -> list[int]:

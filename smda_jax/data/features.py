@@ -13,7 +13,8 @@ def parse(spec: str) -> list[int] | float | None:
     """What `--features` asks for.
 
     Returns:
-        ids, in the order given; or the threshold of the contrastive rule (`contrast:0.1`); or None for `all`.
+        ids, in the order given; or the threshold of the contrastive rule (`contrast:0.1`); or None
+        for `all`.
 
     Raises:
         InputError: none of these.
@@ -29,14 +30,19 @@ def parse(spec: str) -> list[int] | float | None:
         return [int(part) for part in spec.split(",")]
     path = Path(spec).expanduser()
     if not path.is_file():
-        raise InputError("features", f"{spec!r} is neither ids nor a file", "ids, a file of ids, contrast:0.1 or all")
+        raise InputError(
+            "features",
+            f"{spec!r} is neither ids nor a file",
+            "ids, a file of ids, contrast:0.1 or all",
+        )
     return read_ids(path)
 
 
 def read_ids(path: Path) -> list[int]:
     """Feature ids in a file: a policy.json, a JSON list, one id per line, or a table.
 
-    A table holds a column `feature_id`, or columns named `feat_<id>_<label>` as the published activation tables do.
+    A table holds a column `feature_id`, or columns named `feat_<id>_<label>` as the published
+    activation tables do.
 
     Raises:
         InputError: unreadable, or no ids in it.
@@ -45,7 +51,9 @@ def read_ids(path: Path) -> list[int]:
         if path.suffix in SUFFIXES and path.suffix != ".json":
             table, _ = read_table(path)
             column = "feature_id" in table.column_names
-            found = table["feature_id"].to_pylist() if column else feature_columns(table.column_names)
+            found = (
+                table["feature_id"].to_pylist() if column else feature_columns(table.column_names)
+            )
         else:
             text = path.read_text(encoding="utf-8")
             raw = json.loads(text) if path.suffix == ".json" else text.replace(",", " ").split()
@@ -54,7 +62,9 @@ def read_ids(path: Path) -> list[int]:
     except (OSError, ValueError, TypeError, KeyError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(path, f"holds no feature ids: {error}", "ids, a file of ids, contrast:0.1 or all") from error
+        raise InputError(
+            path, f"holds no feature ids: {error}", "ids, a file of ids, contrast:0.1 or all"
+        ) from error
     if not ids:
         raise InputError(path, "holds no feature ids", "ids, a file of ids, contrast:0.1 or all")
     return ids
@@ -65,7 +75,9 @@ def check(ids: Sequence[int], features: int) -> list[int]:
     seen: set[int] = set()
     for i in ids:
         if not 0 <= i < features:
-            raise InputError("features", f"id {i} is out of range", f"the SAE has features 0 to {features - 1}")
+            raise InputError(
+                "features", f"id {i} is out of range", f"the SAE has features 0 to {features - 1}"
+            )
         if i in seen:
             raise InputError("features", f"id {i} is given twice")
         seen.add(i)
@@ -77,4 +89,9 @@ def read_labels(path: str | Path) -> dict[int, str]:
     table, name = read_table(path)
     if not {"feature_id", "label"} <= set(table.column_names):
         raise InputError(name, "has no columns feature_id and label")
-    return {int(i): str(label) for i, label in zip(table["feature_id"].to_pylist(), table["label"].to_pylist(), strict=True)}
+    return {
+        int(i): str(label)
+        for i, label in zip(
+            table["feature_id"].to_pylist(), table["label"].to_pylist(), strict=True
+        )
+    }

@@ -21,7 +21,8 @@ SUFFIXES = (".parquet", ".csv", ".json", ".jsonl")
 
 
 def digest(*parts: str) -> str:
-    """sha256 (hex) of the stripped parts joined by NUL: `prompt_id` of a prompt, `pair_id` of a prompt and a response."""
+    """sha256 (hex) of the stripped parts joined by NUL: `prompt_id` of a prompt, `pair_id` of a
+    prompt and a response."""
     return hashlib.sha256("\0".join(part.strip() for part in parts).encode()).hexdigest()
 
 
@@ -45,12 +46,22 @@ class Prompts:
 
     def take(self, rows: Sequence[int]) -> "Prompts":
         """The given rows."""
-        return replace(self, **{f.name: [getattr(self, f.name)[i] for i in rows] for f in fields(self) if f.name != "source"})
+        return replace(
+            self,
+            **{
+                f.name: [getattr(self, f.name)[i] for i in rows]
+                for f in fields(self)
+                if f.name != "source"
+            },
+        )
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Training pairs, in file order. `planted` marks pairs known to be corrupted, where a data set records that."""
+    """Training pairs, in file order.
+
+    `planted` marks pairs known to be corrupted, where a data set records that.
+    """
 
     source: str
     prompt: list[str]
@@ -69,57 +80,89 @@ class Pairs:
 
     def take(self, rows: Sequence[int]) -> "Pairs":
         """The given rows."""
-        return replace(self, **{f.name: [getattr(self, f.name)[i] for i in rows] for f in fields(self) if f.name != "source"})
+        return replace(
+            self,
+            **{
+                f.name: [getattr(self, f.name)[i] for i in rows]
+                for f in fields(self)
+                if f.name != "source"
+            },
+        )
 
 
 def load_prompts(source: str | Path) -> Prompts:
-    """Reads evaluation prompts: column `prompt`, optionally `prompt_label`, `category`, `refused`; others are left alone.
+    """Reads evaluation prompts: column `prompt`, optionally `prompt_label`, `category`, `refused`;
+    others are left alone.
 
     Raises:
-        InputError: unreadable file, missing column, empty or repeated prompt, or an unknown label; with the row.
+        InputError: unreadable file, missing column, empty or repeated prompt, or an unknown label;
+            with the row.
     """
     table, name = read_table(source)
     text = _texts(table, "prompt", name)
     label = _words(table, "prompt_label", name, PROMPT_LABELS)
     ids = [digest(t) for t in text]
     _refuse_repeats(ids, "prompt", name)
-    return Prompts(name, text, label, _words(table, "category", name), _flags(table, "refused", name), ids)
+    return Prompts(
+        name, text, label, _words(table, "category", name), _flags(table, "refused", name), ids
+    )
 
 
 def load_pairs(source: str | Path) -> Pairs:
-    """Reads training pairs: columns `prompt` and `response`, optionally `label`, `category`, `planted`.
+    """Reads training pairs: columns `prompt` and `response`, optionally `label`, `category`,
+    `planted`.
 
     Raises:
-        InputError: unreadable file, missing column, empty or repeated pair, or an unknown label; with the row.
+        InputError: unreadable file, missing column, empty or repeated pair, or an unknown label;
+            with the row.
     """
     table, name = read_table(source)
     prompt, response = _texts(table, "prompt", name), _texts(table, "response", name)
     label = _words(table, "label", name, PAIR_LABELS)
     ids = [digest(p, r) for p, r in zip(prompt, response, strict=True)]
     _refuse_repeats(ids, "pair", name)
-    return Pairs(name, prompt, response, label, _words(table, "category", name), _flags(table, "planted", name), ids)
+    return Pairs(
+        name,
+        prompt,
+        response,
+        label,
+        _words(table, "category", name),
+        _flags(table, "planted", name),
+        ids,
+    )
 
 
 def local_file(source: str | Path) -> Path:
     """The path of a data file; `hub:owner/name` or `hub:owner/name:path/in/repo` is fetched first.
 
     Raises:
-        InputError: no such file, an unknown ending, or a data set that cannot be fetched or holds several files.
+        InputError: no such file, an unknown ending, or a data set that cannot be fetched or holds
+            several files.
     """
     if not str(source).startswith("hub:"):
         path = Path(source).expanduser()
         if not path.is_file():
-            raise InputError(source, "no such file", "give a parquet, csv, json or jsonl file, or hub:owner/name")
+            raise InputError(
+                source, "no such file", "give a parquet, csv, json or jsonl file, or hub:owner/name"
+            )
         if path.suffix not in SUFFIXES:
-            raise InputError(source, f"unknown ending {path.suffix!r}", f"one of {', '.join(SUFFIXES)}")
+            raise InputError(
+                source, f"unknown ending {path.suffix!r}", f"one of {', '.join(SUFFIXES)}"
+            )
         return path
     repo, _, inside = str(source).removeprefix("hub:").partition(":")
     patterns = [inside] if inside else [f"*{suffix}" for suffix in SUFFIXES]
     folder = hub.download(repo, patterns, kind="dataset", source=source)
-    files = sorted(p for p in folder.rglob("*") if p.suffix in SUFFIXES and (not inside or p == folder / inside))
+    files = sorted(
+        p
+        for p in folder.rglob("*")
+        if p.suffix in SUFFIXES and (not inside or p == folder / inside)
+    )
     if len(files) != 1:
         names = ", ".join(str(p.relative_to(folder)) for p in files[:4])
-        raise InputError(source, f"holds {len(files)} data files ({names} …)", f"name one: hub:{repo}:FILE")
+        raise InputError(
+            source, f"holds {len(files)} data files ({names} …)", f"name one: hub:{repo}:FILE"
+        )
     return files[0]
 
 
@@ -132,21 +175,27 @@ def read_table(source: str | Path) -> tuple[pa.Table, str]:
         if path.suffix == ".csv":
             options = pacsv.ParseOptions(newlines_in_values=True)
             # Texts such as "null" or "NA" are prompts, not missing values.
-            convert = pacsv.ConvertOptions(strings_can_be_null=True, quoted_strings_can_be_null=False, null_values=[""])
+            convert = pacsv.ConvertOptions(
+                strings_can_be_null=True, quoted_strings_can_be_null=False, null_values=[""]
+            )
             return pacsv.read_csv(path, parse_options=options, convert_options=convert), path.name
         return pa.Table.from_pylist(_json_rows(path)), path.name
     except InputError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
-        raise InputError(path, f"cannot be read as {path.suffix[1:]}: {first}", "is the file complete?") from error
+        raise InputError(
+            path, f"cannot be read as {path.suffix[1:]}: {first}", "is the file complete?"
+        ) from error
 
 
 def _json_rows(path: Path) -> list[dict[str, Any]]:
     if path.suffix == ".json":
         rows = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(rows, list):
-            raise InputError(path, "is not a list of records", "one JSON array of objects, or jsonl")
+            raise InputError(
+                path, "is not a list of records", "one JSON array of objects, or jsonl"
+            )
     else:
         rows = []
         for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
@@ -176,8 +225,11 @@ def overlap(prompts: Prompts, pairs: Pairs) -> list[tuple[int, int]]:
     return [(row, trained[i]) for row, i in enumerate(prompts.ids) if i in trained]
 
 
-def apply_overlap(prompts: Prompts, pairs: Pairs, policy: Literal["error", "drop", "keep"]) -> tuple[Prompts, int]:
-    """Treats evaluation prompts that are also trained on; returns the prompts to use and how many overlapped.
+def apply_overlap(
+    prompts: Prompts, pairs: Pairs, policy: Literal["error", "drop", "keep"]
+) -> tuple[Prompts, int]:
+    """Treats evaluation prompts that are also trained on; returns the prompts to use and how many
+    overlapped.
 
     Raises:
         InputError: there is an overlap and `policy` is error, or dropping it leaves nothing.
@@ -188,18 +240,25 @@ def apply_overlap(prompts: Prompts, pairs: Pairs, policy: Literal["error", "drop
     if policy == "error":
         row, pair = found[0]
         raise InputError(
-            prompts.where(row), f"prompt is also trained on in {pairs.where(pair)} ({len(found)} such prompts)",
+            prompts.where(row),
+            f"prompt is also trained on in {pairs.where(pair)} ({len(found)} such prompts)",
             "--on-overlap drop leaves them out, keep keeps them",
-        )  # fmt: skip
+        )
     out = {row for row, _ in found}
     if len(out) == len(prompts):
-        raise InputError(prompts.source, "every prompt is also trained on", "evaluate on other prompts")
+        raise InputError(
+            prompts.source, "every prompt is also trained on", "evaluate on other prompts"
+        )
     return prompts.take([i for i in range(len(prompts)) if i not in out]), len(found)
 
 
 def _texts(table: pa.Table, column: str, name: str) -> list[str]:
     if column not in table.column_names:
-        raise InputError(name, f"has no column {column!r}", f"its columns are {', '.join(table.column_names[:8])}")
+        raise InputError(
+            name,
+            f"has no column {column!r}",
+            f"its columns are {', '.join(table.column_names[:8])}",
+        )
     values = table[column].to_pylist()
     if not values:
         raise InputError(name, "has no rows")
@@ -217,7 +276,11 @@ def _words(table: pa.Table, column: str, name: str, known: Sequence[str] = ()) -
     values = [None if v is None or v == "" else str(v) for v in table[column].to_pylist()]
     for row, value in enumerate(values):
         if known and value is not None and value not in known:
-            raise InputError(f"{name}, row {row + 1}", f"unknown {column} {value!r}", f"one of {', '.join(known)}, or empty")
+            raise InputError(
+                f"{name}, row {row + 1}",
+                f"unknown {column} {value!r}",
+                f"one of {', '.join(known)}, or empty",
+            )
     return values
 
 
@@ -237,5 +300,7 @@ def _refuse_repeats(ids: list[str], what: str, name: str) -> None:
     first: dict[str, int] = {}
     for row, i in enumerate(ids):
         if i in first:
-            raise InputError(f"{name}, row {row + 1}", f"{what} repeats row {first[i] + 1}", "keep one of them")
+            raise InputError(
+                f"{name}, row {row + 1}", f"{what} repeats row {first[i] + 1}", "keep one of them"
+            )
         first[i] = row

@@ -16,9 +16,9 @@ REFUSALS = ("I can't", "I can\u2019t")
 class Targets:
     """A prefix-free set of token sequences, arranged so that shared histories are run once.
 
-    A sequence is scored under its own history: the prompt and its own earlier tokens. Sequences whose histories are the
-    same, or one the beginning of the other, share a row: of the paper's `[40, 649, 956]` and `[40, 649, 1431]` both are read
-    from the single row `prompt + [40, 649]`.
+    A sequence is scored under its own history: the prompt and its own earlier tokens. Sequences
+    whose histories are the same, or one the beginning of the other, share a row: of the paper's
+    `[40, 649, 956]` and `[40, 649, 1431]` both are read from the single row `prompt + [40, 649]`.
 
     Attributes:
         sequences: the token sequences.
@@ -40,11 +40,15 @@ class Targets:
             for j, b in enumerate(own):
                 if i != j and b[: len(a)] == a:
                     raise InputError(
-                        where, f"not prefix-free: {list(a)} begins {list(b)}, so their probabilities would be counted twice",
+                        where,
+                        f"not prefix-free: {list(a)} begins {list(b)}, so their probabilities "
+                        "would be counted twice",
                         "drop the longer one",
-                    )  # fmt: skip
+                    )
         histories = sorted({s[:-1] for s in own}, key=lambda h: (len(h), h))
-        rows = tuple(h for h in histories if not any(o != h and o[: len(h)] == h for o in histories))
+        rows = tuple(
+            h for h in histories if not any(o != h and o[: len(h)] == h for o in histories)
+        )
         row = tuple(next(i for i, r in enumerate(rows) if r[: len(s) - 1] == s[:-1]) for s in own)
         return cls(own, rows, row)
 
@@ -53,7 +57,9 @@ class Targets:
         """How many positions of a row are read: the length of the longest sequence."""
         return max(map(len, self.sequences))
 
-    def padded(self) -> tuple[Int[np.ndarray, "sequence position"], Bool[np.ndarray, "sequence position"]]:
+    def padded(
+        self,
+    ) -> tuple[Int[np.ndarray, "sequence position"], Bool[np.ndarray, "sequence position"]]:
         """Token ids of the sequences, and which of them are real."""
         ids = np.zeros((len(self.sequences), self.positions), np.int32)
         real = np.zeros(ids.shape, bool)

@@ -36,8 +36,11 @@ class ChangesEngine:
     offer: EngineOffer
     item: ClassVar[str] = "prompt"
     axes: ClassVar[Mapping[str, int]] = {
-        "delta_z": 1, "delta_y": 1, "delta_x": 1, "delta_h": 2,
-    }  # fmt: skip
+        "delta_z": 1,
+        "delta_y": 1,
+        "delta_x": 1,
+        "delta_h": 2,
+    }
 
     def push(self, task: Task, steps: Steps, chunk: Chunk) -> Delta:
         """Changes of the task's prompts under the steps of a chunk of pairs, in its order."""
@@ -113,7 +116,8 @@ class ChangesEngine:
             own = task._replace(advance=lambda done: task.advance(done / 2))
             halves.append(self._push_or_halve(own, self._checked_steps(task.job, part), part))
         columns = zip(*halves, strict=True)
-        return Delta(*(None if v[0] is None else np.concatenate(v) for v in columns))
+        joined = (None if v[0] is None else np.concatenate(v) for v in columns)
+        return Delta(*joined)  # type: ignore[arg-type]
 
     def _stored(
         self, job: Job, chunk: Chunk, prompts: np.ndarray, delta: Delta
@@ -151,9 +155,7 @@ class ChangesEngine:
             changes=None if exact else (dX, dY),
         )
 
-    def compare(
-        self, job: Job, stored: dict[str, np.ndarray], rows: np.ndarray
-    ) -> dict[str, Any]:
+    def compare(self, job: Job, stored: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, Any]:
         """See `Engine`."""
         return {"delta_x": self.delta_x(job, stored)[rows], "delta_y": stored["delta_y"][rows]}
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import optax
@@ -137,6 +137,7 @@ def refuse_non_finite(rows: np.ndarray, fine: Bool[np.ndarray, " pair"], what: s
         raise NotFiniteError(int(rows[int(np.argmin(fine))]), what)
 
 
+@runtime_checkable
 class Engine(Protocol):
     """How changes under the steps of all pairs are found.
 
@@ -188,4 +189,3 @@ class Engine(Protocol):
         By the names delta_x, delta_y, delta_w and score, as far as they are known.
         """
         ...
-

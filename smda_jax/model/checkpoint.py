@@ -244,9 +244,7 @@ def _plain(params: Params) -> dict[str, Any]:
     return {name: getattr(params, name) for name in names}
 
 
-def save(
-    folder: Path, raw: dict[str, Any], params: Params, shard_bytes: int = SHARD_BYTES
-) -> None:
+def save(folder: Path, raw: dict[str, Any], params: Params, shard_bytes: int = SHARD_BYTES) -> None:
     """Writes `config.json` (as given) and the weights in the Hugging Face layout.
 
     The tensors have the dtype of the parameters; fused ones are put together again.

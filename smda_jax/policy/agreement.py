@@ -1,4 +1,5 @@
-"""Do two figures order the pairs alike? Over all pairs, and within each class, whose label alone may explain an order."""
+"""Do two figures order the pairs alike? Over all pairs, and within each class, whose label alone
+may explain an order."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -36,11 +37,14 @@ class Agreement(NamedTuple):
 
 
 def classes_of(label: Sequence[str | None]) -> dict[str, Int[np.ndarray, " row"]]:
-    """Rows of `all`, and of every class where there are several; what has no label is `unlabelled`."""
+    """Rows of `all`, and of every class where there are several; what has no label is
+    `unlabelled`."""
     named = np.array([x or "unlabelled" for x in label])
     rows = {"all": np.arange(len(named))}
     names = list(dict.fromkeys(named.tolist()))
-    return rows if len(names) < 2 else rows | {name: np.flatnonzero(named == name) for name in names}
+    return (
+        rows if len(names) < 2 else rows | {name: np.flatnonzero(named == name) for name in names}
+    )
 
 
 def rank_agreement(
@@ -68,7 +72,8 @@ def _agree(a: np.ndarray, b: np.ndarray, top: int) -> tuple[int, float, float, i
 
 
 def _first(values: np.ndarray, k: int) -> np.ndarray:
-    """Who is among the first k: those that share the last place of them hold equal parts of what is left."""
+    """Who is among the first k: those that share the last place of them hold equal parts of what is
+    left."""
     last = np.sort(values)[-k]
     above, at = values > last, values == last
     return above + at * ((k - above.sum()) / at.sum())

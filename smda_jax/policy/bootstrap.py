@@ -1,4 +1,5 @@
-"""How sure a figure is: the policy and every pair's shift of it, refitted on resamples of the prompts."""
+"""How sure a figure is: the policy and every pair's shift of it, refitted on resamples of the
+prompts."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,11 @@ def resamples(prompts: int, count: int, seed: int) -> Float64[np.ndarray, "resam
     """How often each resample of `prompts` rows, drawn with replacement, holds every prompt."""
     rng = np.random.default_rng(seed)
     drawn = rng.integers(0, prompts, (count, prompts)) + prompts * np.arange(count)[:, None]
-    return np.bincount(drawn.ravel(), minlength=count * prompts).reshape(count, prompts).astype(np.float64)
+    return (
+        np.bincount(drawn.ravel(), minlength=count * prompts)
+        .reshape(count, prompts)
+        .astype(np.float64)
+    )
 
 
 LEVEL = 0.95  # of every interval
@@ -43,7 +48,9 @@ class Refits:
 @jax.jit
 def _refit(X: Any, Y: Any, alpha: Any, weights: Any) -> tuple[Array, Array, Array]:
     def one(w: Array) -> tuple[Array, Array, Array]:
-        inverse = solve(gram_factor(X * jnp.sqrt(w)[:, None], alpha), jnp.eye(X.shape[1], dtype=X.dtype))
+        inverse = solve(
+            gram_factor(X * jnp.sqrt(w)[:, None], alpha), jnp.eye(X.shape[1], dtype=X.dtype)
+        )
         W = inverse @ (X.T @ (w * Y))
         return W, inverse, w * (Y - X @ W)
 
@@ -75,19 +82,23 @@ def shifts(
     delta_x: Float[np.ndarray, "pair prompt feature"],
     delta_y: Float[np.ndarray, "pair prompt"],
 ) -> Iterator[Float64[np.ndarray, "resample feature"]]:
-    """ΔW of every resample, pair by pair: resamples and pairs together would not fit into memory."""
+    """ΔW of every resample, pair by pair: resamples and pairs together would not fit into
+    memory."""
     held = (X, (refits.weights, refits.W, refits.inverse, refits.residual))
     with jax.enable_x64(True):
         fixed = jax.tree.map(lambda v: jnp.asarray(v, jnp.float64), held)
     for dX, dY in zip(delta_x, delta_y, strict=True):
         with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-            out = np.asarray(_shift(*fixed, jnp.asarray(dX, jnp.float64), jnp.asarray(dY, jnp.float64)))
+            out = np.asarray(
+                _shift(*fixed, jnp.asarray(dX, jnp.float64), jnp.asarray(dY, jnp.float64))
+            )
         yield out
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A percentile interval, and in how many resamples the figure has the sign that it has in all prompts."""
+    """A percentile interval, and in how many resamples the figure has the sign that it has in all
+    prompts."""
 
     low: Float64[np.ndarray, "*figure"]
     high: Float64[np.ndarray, "*figure"]
@@ -95,7 +106,9 @@ class Interval:
 
 
 def interval(
-    draws: Float[np.ndarray, "resample *figure"], value: Float[np.ndarray, "*figure"], level: float = LEVEL
+    draws: Float[np.ndarray, "resample *figure"],
+    value: Float[np.ndarray, "*figure"],
+    level: float = LEVEL,
 ) -> Interval:
     """The interval of a figure from its resamples; `value` is the figure itself."""
     tail = (1 - level) / 2

@@ -1,4 +1,5 @@
-"""Which categories of prompts the behaviour passes over, and through which features the policy knows of it."""
+"""Which categories of prompts the behaviour passes over, and through which features the policy
+knows of it."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,11 +10,13 @@ from jaxtyping import Bool, Float, Float64
 from smda_jax.policy.bootstrap import Interval, interval
 
 FEW = 10  # prompts: of fewer, resamples say too little
-MANY = 500  # prompts: of more, means of resamples are drawn from the normal distribution that they have
+# prompts: of more, means of resamples are drawn from the normal distribution that they have
+MANY = 500
 
 
 class Gap(NamedTuple):
-    """One category of prompts against the other prompts of its label. Figures in nats; of each a value and its interval.
+    """One category of prompts against the other prompts of its label. Figures in nats; of each a
+    value and its interval.
 
     Attributes:
         category: its name.
@@ -23,9 +26,11 @@ class Gap(NamedTuple):
         refused: share that is refused.
         y: mean Y.
         prediction: mean XW.
-        residual: mean Y − XW: what the policy does not know of; negative where it promises more refusals than there are.
+        residual: mean Y − XW: what the policy does not know of; negative where it promises more
+            refusals than there are.
         gap: mean Y less that of the others; NaN without others.
-        carried: what each feature carries of the predicted gap, `W[k] (mean X[k] − others' mean X[k])`.
+        carried: what each feature carries of the predicted gap, `W[k] (mean X[k] − others' mean
+            X[k])`.
         interval: of (y, residual, gap); NaN where it rests on fewer than `FEW` prompts.
     """
 
@@ -55,8 +60,8 @@ def gaps(
 ) -> list[Gap]:
     """Every category: the least Y for its label first, those of few prompts last.
 
-    `gap = Σ_k carried[k] + (residual less the others' residual)`. Intervals (95 %) resample the prompts of the category and of
-    the others, the policy as it is.
+    `gap = Σ_k carried[k] + (residual less the others' residual)`. Intervals (95 %) resample the
+    prompts of the category and of the others, the policy as it is.
     """
     X, Y, W = (np.asarray(v, np.float64) for v in (X, Y, W))
     prediction, found = X @ W, []
@@ -67,24 +72,50 @@ def gaps(
         others = ~own & np.array([x == kind for x in label])
         rng = np.random.default_rng([seed, index])
         drawn = _means(np.stack([Y, Y - prediction])[:, own], resamples, rng)
-        beside = _means(Y[None, others], resamples, rng)[:, 0] if others.any() else np.full(resamples, np.nan)
+        beside = (
+            _means(Y[None, others], resamples, rng)[:, 0]
+            if others.any()
+            else np.full(resamples, np.nan)
+        )
         y, residual = float(Y[own].mean()), float((Y - prediction)[own].mean())
         gap = y - float(Y[others].mean()) if others.any() else float("nan")
-        carried = W * (X[own].mean(axis=0) - X[others].mean(axis=0)) if others.any() else np.full(len(W), np.nan)
+        carried = (
+            W * (X[own].mean(axis=0) - X[others].mean(axis=0))
+            if others.any()
+            else np.full(len(W), np.nan)
+        )
         drawn = drawn if own.sum() >= FEW else np.full_like(drawn, np.nan)
         beside = beside if others.sum() >= FEW else np.full_like(beside, np.nan)
-        between = interval(np.column_stack([drawn, drawn[:, 0] - beside]), np.array([y, residual, gap]))
+        between = interval(
+            np.column_stack([drawn, drawn[:, 0] - beside]), np.array([y, residual, gap])
+        )
         found.append(
-            Gap(name, kind, int(own.sum()), int(others.sum()), float(refused[own].mean()), y, float(prediction[own].mean()),
-                residual, gap, carried, between)
-        )  # fmt: skip
-    return sorted(found, key=lambda g: (not np.isfinite(g.interval.low[2]), g.gap if np.isfinite(g.gap) else np.inf))
+            Gap(
+                name,
+                kind,
+                int(own.sum()),
+                int(others.sum()),
+                float(refused[own].mean()),
+                y,
+                float(prediction[own].mean()),
+                residual,
+                gap,
+                carried,
+                between,
+            )
+        )
+    return sorted(
+        found,
+        key=lambda g: (not np.isfinite(g.interval.low[2]), g.gap if np.isfinite(g.gap) else np.inf),
+    )
 
 
 def _means(values: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
     """Means of each row of `values` in each resample of its columns → [resample, row]."""
     n = values.shape[1]
     if n > MANY:
-        return rng.multivariate_normal(values.mean(axis=1), np.atleast_2d(np.cov(values, bias=True)) / n, size=resamples)
+        return rng.multivariate_normal(
+            values.mean(axis=1), np.atleast_2d(np.cov(values, bias=True)) / n, size=resamples
+        )
     weight = rng.multinomial(n, np.full(n, 1 / n), size=resamples)
     return weight @ values.T / n

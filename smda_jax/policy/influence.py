@@ -13,7 +13,8 @@ from smda_jax.policy.ridge import FittedPolicy, gram_factor, in_float64, solve
 
 @dataclass(frozen=True)
 class Influence:
-    """Shift of the policy under each pair's step. `score` says how far the step moves the policy along itself.
+    """Shift of the policy under each pair's step. `score` says how far the step moves the policy
+    along itself.
 
     Attributes:
         W: the policy.
@@ -51,7 +52,8 @@ def _pathways(X: Any, Y: Any, W: Any, delta_x: Any, delta_y: Any, alpha: Any, ex
         dX, dY = change
         moved = dX @ W
         if not exact:
-            # U⁻¹(ΔXᵀY − (ΔXᵀX + XᵀΔX)W), with ΔXᵀXW joined to ΔXᵀY: only matrix-vector products are left.
+            # U⁻¹(ΔXᵀY − (ΔXᵀX + XᵀΔX)W), with ΔXᵀXW joined to ΔXᵀY: only matrix-vector products are
+            # left.
             return solve(factor, dX.T @ residual - X.T @ moved), solve(factor, X.T @ dY)
         # U'(W' − W) = X'ᵀY' − U'W; XᵀY − UW = 0 has been taken out, so nothing large cancels.
         after = X + dX
@@ -76,7 +78,8 @@ def decompose(
 
         ΔW_X = U⁻¹ (ΔXᵀ Y − (ΔXᵀX + XᵀΔX) W),   ΔW_Y = U⁻¹ XᵀΔY
 
-    or, if `exact`, the change of a refitted policy: ΔW_X = W(X+ΔX, Y) − W(X, Y) and ΔW_Y = W(X+ΔX, Y+ΔY) − W(X+ΔX, Y).
+    or, if `exact`, the change of a refitted policy: ΔW_X = W(X+ΔX, Y) − W(X, Y) and ΔW_Y = W(X+ΔX,
+    Y+ΔY) − W(X+ΔX, Y).
 
     Args:
         X: feature activations.
@@ -89,7 +92,8 @@ def decompose(
         rows: the prompts that the policy was fitted to; default: all.
     """
     if rows is not None:
-        # A prompt of zeros takes no part in any of the sums, so subsets of every size share one compiled program.
+        # A prompt of zeros takes no part in any of the sums, so subsets of every size share one
+        # compiled program.
         inside = np.zeros(len(Y), bool)
         inside[rows] = True
         X, delta_x = np.where(inside[:, None], X, 0), np.where(inside[:, None], delta_x, 0)

@@ -1,4 +1,5 @@
-"""Where a pair's effect falls: its dominant feature, and the share outside the features of its own prompt."""
+"""Where a pair's effect falls: its dominant feature, and the share outside the features of its own
+prompt."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,14 +17,18 @@ def dominant_feature(contribution: Float[np.ndarray, "pair feature"]) -> Int[np.
 def off_target_share(
     contribution: Float[np.ndarray, "pair feature"], own: Bool[np.ndarray, "pair feature"]
 ) -> Float[np.ndarray, " pair"]:
-    """Share of Σ|contribution| that falls on features not active on the pair's own prompt; NaN where nothing moves."""
+    """Share of Σ|contribution| that falls on features not active on the pair's own prompt; NaN
+    where nothing moves."""
     size = np.abs(contribution)
     with np.errstate(invalid="ignore"):
         return (size * ~own).sum(axis=1) / size.sum(axis=1)
 
 
-def separation_auc(suspicion: Float[np.ndarray, " pair"], planted: Bool[np.ndarray, " pair"]) -> float:
-    """Probability that a planted pair is more suspicious than another one (ties count half); NaN without both kinds.
+def separation_auc(
+    suspicion: Float[np.ndarray, " pair"], planted: Bool[np.ndarray, " pair"]
+) -> float:
+    """Probability that a planted pair is more suspicious than another one (ties count half); NaN
+    without both kinds.
 
     Pairs without a figure (NaN) take no part.
     """
@@ -40,20 +45,26 @@ def landing(
 ) -> Float64[np.ndarray, "group feature"]:
     """Where the effect of groups of pairs falls: mean share of Σ|contribution| on each feature.
 
-    A group may be the pairs whose own prompt has some feature, or those of a class or category. A row adds up to one; NaN where
-    no pair of the group moves anything.
+    A group may be the pairs whose own prompt has some feature, or those of a class or category. A
+    row adds up to one; NaN where no pair of the group moves anything.
     """
     size = np.abs(np.asarray(contribution, np.float64))
     moves = size.sum(axis=1) > 0
-    share, inside = size[moves] / size[moves].sum(axis=1, keepdims=True), member[moves].astype(np.float64)
+    share, inside = (
+        size[moves] / size[moves].sum(axis=1, keepdims=True),
+        member[moves].astype(np.float64),
+    )
     with np.errstate(invalid="ignore"):
         return inside.T @ share / inside.sum(axis=0)[:, None]
 
 
 def typical(
-    active: Bool[np.ndarray, "prompt feature"], group: Sequence[str | None], asked: Sequence[str | None]
+    active: Bool[np.ndarray, "prompt feature"],
+    group: Sequence[str | None],
+    asked: Sequence[str | None],
 ) -> tuple[Bool[np.ndarray, "pair feature"], Bool[np.ndarray, " pair"]]:
-    """Features active on at least half of the prompts of a pair's group, and which pairs' group has any prompt."""
+    """Features active on at least half of the prompts of a pair's group, and which pairs' group has
+    any prompt."""
     of = {name: active[[g == name for g in group]] for name in set(asked) - {None}}
     known = {name: rows.mean(axis=0) >= 0.5 for name, rows in of.items() if len(rows)}
     nothing = np.zeros(active.shape[1], bool)
@@ -61,16 +72,23 @@ def typical(
     return np.stack([known.get(name, nothing) for name in asked]), has  # type: ignore[call-overload]
 
 
-def correlations(columns: Float[np.ndarray, "row feature"]) -> Float64[np.ndarray, "feature feature2"]:
-    """Correlation of every two columns: of shifts ΔW over pairs (co-shifts), of activations over prompts; NaN if constant."""
+def correlations(
+    columns: Float[np.ndarray, "row feature"],
+) -> Float64[np.ndarray, "feature feature2"]:
+    """Correlation of every two columns: of shifts ΔW over pairs (co-shifts), of activations over
+    prompts; NaN if constant."""
     centred = np.asarray(columns, np.float64) - np.mean(columns, axis=0, dtype=np.float64)
     size = np.linalg.norm(centred, axis=0)
     # A constant column is constant up to the rounding of its mean.
-    unit = centred / np.where(size > 1e-12 * np.abs(columns).max(axis=0, initial=0) * len(centred), size, np.nan)
+    unit = centred / np.where(
+        size > 1e-12 * np.abs(columns).max(axis=0, initial=0) * len(centred), size, np.nan
+    )
     return unit.T @ unit
 
 
-def cosines(directions: Float[np.ndarray, "hidden feature"]) -> Float64[np.ndarray, "feature feature2"]:
+def cosines(
+    directions: Float[np.ndarray, "hidden feature"],
+) -> Float64[np.ndarray, "feature feature2"]:
     """Cosine of every two encoder directions."""
     unit = np.asarray(directions, np.float64)
     unit = unit / np.linalg.norm(unit, axis=0)
@@ -82,7 +100,8 @@ class Geometry(NamedTuple):
 
     Attributes:
         spearman: rank correlation of their entries above the diagonal.
-        p: share of orders of the features (the one found among them) whose |spearman| is as large: a two-sided Mantel test.
+        p: share of orders of the features (the one found among them) whose |spearman| is as large:
+            a two-sided Mantel test.
         features: how many take part; those with an undefined entry do not.
     """
 
@@ -98,7 +117,8 @@ def explains(
     orders: int = 999,
     seed: int = 0,
 ) -> Geometry:
-    """Mantel's test (Cancer Research 27, 1967) with ranks: entries of a matrix are not independent, orders of features are.
+    """Mantel's test (Cancer Research 27, 1967) with ranks: entries of a matrix are not independent,
+    orders of features are.
 
     NaN with fewer than four features, or where all entries are equal.
     """
@@ -123,4 +143,6 @@ def explains(
 
     rng, found = np.random.default_rng(seed), spearman(np.arange(n))
     drawn = np.array([spearman(rng.permutation(n)) for _ in range(orders)])
-    return Geometry(found, float((1 + (np.abs(drawn) >= abs(found) - 1e-12).sum()) / (1 + orders)), n)
+    return Geometry(
+        found, float((1 + (np.abs(drawn) >= abs(found) - 1e-12).sum()) / (1 + orders)), n
+    )

@@ -16,15 +16,19 @@ _Result = TypeVar("_Result")
 
 
 def in_float64(f: Callable[..., _Result]) -> Callable[..., _Result]:
-    """Runs `f` on the device in float64, whatever the rest of the program uses; arrays in and out are NumPy's.
+    """Runs `f` on the device in float64, whatever the rest of the program uses; arrays in and out
+    are NumPy's.
 
-    The Gram matrix too: accumulated in float32 it costs per cents of the solution, not the last digits.
+    The Gram matrix too: accumulated in float32 it costs per cents of the solution, not the last
+    digits.
     """
 
     @wraps(f)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         def enter(leaf: Any) -> Any:
-            is_float = isinstance(leaf, np.ndarray | jax.Array) and jnp.issubdtype(leaf.dtype, jnp.floating)
+            is_float = isinstance(leaf, np.ndarray | jax.Array) and jnp.issubdtype(
+                leaf.dtype, jnp.floating
+            )
             return jnp.asarray(np.asarray(leaf), jnp.float64) if is_float else leaf
 
         with jax.enable_x64(True), jax.default_matmul_precision("highest"):
@@ -34,12 +38,16 @@ def in_float64(f: Callable[..., _Result]) -> Callable[..., _Result]:
     return wrapper
 
 
-def gram_factor(X: Float[Array, "prompt feature"], alpha: float | Array) -> Float[Array, "feature feature"]:
+def gram_factor(
+    X: Float[Array, "prompt feature"], alpha: float | Array
+) -> Float[Array, "feature feature"]:
     """Lower Cholesky factor of `XᵀX + αI`."""
     return jnp.linalg.cholesky(X.T @ X + alpha * jnp.eye(X.shape[1], dtype=X.dtype))
 
 
-def solve(factor: Float[Array, "feature feature"], b: Float[Array, "feature *column"]) -> Float[Array, "feature *column"]:
+def solve(
+    factor: Float[Array, "feature feature"], b: Float[Array, "feature *column"]
+) -> Float[Array, "feature *column"]:
     """`(XᵀX + αI)⁻¹ b` by the Cholesky factor."""
     return jax.scipy.linalg.cho_solve((factor, True), b)
 
@@ -65,16 +73,23 @@ def _ridge(X: Any, Y: Any, alpha: float) -> Any:
 
 
 def ridge(
-    X: Float[np.ndarray | Array, "prompt feature"], Y: Float[np.ndarray | Array, " prompt"], alpha: float
+    X: Float[np.ndarray | Array, "prompt feature"],
+    Y: Float[np.ndarray | Array, " prompt"],
+    alpha: float,
 ) -> Float64[np.ndarray, " feature"]:
     """The policy `W = (XᵀX + αI)⁻¹ XᵀY`: no intercept, no scaling (arXiv 2606.29171).
 
     Raises:
-        InputError: the matrix is singular (α = 0 and dependent features) or the input is not finite.
+        InputError: the matrix is singular (α = 0 and dependent features) or the input is not
+            finite.
     """
     W = _ridge(X, Y, alpha)
     if not np.isfinite(W).all():
-        raise InputError("policy", f"XᵀX + {alpha:g}·I cannot be factored", "raise --alpha, or drop dependent features")
+        raise InputError(
+            "policy",
+            f"XᵀX + {alpha:g}·I cannot be factored",
+            "raise --alpha, or drop dependent features",
+        )
     return W
 
 
@@ -111,16 +126,22 @@ def stratified_split(
     return np.flatnonzero(~is_test), np.flatnonzero(is_test)
 
 
-def best_threshold(prediction: Float[np.ndarray, " prompt"], refused: Bool[np.ndarray, " prompt"]) -> float:
-    """The cut of "refused where prediction > cut" that has the highest accuracy on these prompts, exactly.
+def best_threshold(
+    prediction: Float[np.ndarray, " prompt"], refused: Bool[np.ndarray, " prompt"]
+) -> float:
+    """The cut of "refused where prediction > cut" that has the highest accuracy on these prompts,
+    exactly.
 
-    Every cut between two neighbouring predictions is tried; of equally good ones the lowest is taken.
+    Every cut between two neighbouring predictions is tried; of equally good ones the lowest is
+    taken.
     """
     order = np.argsort(prediction, kind="stable")
     p, r = prediction[order], refused[order]
     # Accuracy count of the cut below p[0], and of the cut after each position.
     correct = np.concatenate([[r.sum()], r.sum() + np.cumsum(np.where(r, -1, 1))])
-    allowed = np.concatenate([[True], p[1:] > p[:-1], [True]])  # no cut runs between equal predictions
+    allowed = np.concatenate(
+        [[True], p[1:] > p[:-1], [True]]
+    )  # no cut runs between equal predictions
     best = int(np.argmax(np.where(allowed, correct, -1)))
     if best == 0:
         return float(np.nextafter(p[0], -np.inf))
@@ -132,7 +153,10 @@ def best_threshold(prediction: Float[np.ndarray, " prompt"], refused: Bool[np.nd
 
 @dataclass(frozen=True)
 class Fit:
-    """How a policy does on some prompts. `majority` is the accuracy of always guessing the commoner outcome."""
+    """How a policy does on some prompts.
+
+    `majority` is the accuracy of always guessing the commoner outcome.
+    """
 
     prompts: int
     accuracy: float
@@ -154,7 +178,10 @@ def evaluate(
     refused: Bool[np.ndarray, " prompt"],
     threshold: float,
 ) -> Fit:
-    """Classification of `refused` by `prediction > threshold`, and regression of Y. Undefined figures are NaN."""
+    """Classification of `refused` by `prediction > threshold`, and regression of Y.
+
+    Undefined figures are NaN.
+    """
     from scipy.stats import spearmanr
 
     guess = prediction > threshold
@@ -172,6 +199,9 @@ def evaluate(
         recall=recall,
         f1=ratio(2 * hits, float(guess.sum() + refused.sum())),
         majority=float(max(refused.mean(), 1 - refused.mean())),
-        r2=ratio(float(np.sum((Y - Y.mean()) ** 2) - np.sum((Y - prediction) ** 2)), float(np.sum((Y - Y.mean()) ** 2))),
+        r2=ratio(
+            float(np.sum((Y - Y.mean()) ** 2) - np.sum((Y - prediction) ** 2)),
+            float(np.sum((Y - Y.mean()) ** 2)),
+        ),
         spearman=float(np.asarray(spearmanr(prediction, Y).statistic)) if varies else float("nan"),  # type: ignore[union-attr]
     )

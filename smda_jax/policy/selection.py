@@ -42,7 +42,9 @@ def strata(label: Sequence[str | None], shows: Sequence[bool] | np.ndarray) -> l
     return [f"{name} {shown}" for name, shown in zip(label, shows, strict=True)]
 
 
-def contrastive(difference: Float[np.ndarray, " feature"], threshold: float) -> Int[np.ndarray, " chosen"]:
+def contrastive(
+    difference: Float[np.ndarray, " feature"], threshold: float
+) -> Int[np.ndarray, " chosen"]:
     """Features whose |mean activation on harmful − on harmless prompts| exceeds the threshold.
 
     Raises:
@@ -51,9 +53,11 @@ def contrastive(difference: Float[np.ndarray, " feature"], threshold: float) -> 
     chosen = np.flatnonzero(np.abs(difference) > threshold)
     if not len(chosen):
         raise InputError(
-            "features", f"no mean difference exceeds {threshold:g}; the largest is {np.abs(difference).max():.4g}",
+            "features",
+            f"no mean difference exceeds {threshold:g}; the largest is "
+            f"{np.abs(difference).max():.4g}",
             "lower it: --features contrast:VALUE",
-        )  # fmt: skip
+        )
     return chosen
 
 
@@ -68,7 +72,8 @@ def subsets(
     - harmful+harmless: as many harmful as harmless prompts
     - random:N or random:N:SEED: N prompts of all
 
-    Without names: all, and each of the others that the labels allow. What must be thinned is drawn with the seed.
+    Without names: all, and each of the others that the labels allow. What must be thinned is drawn
+    with the seed.
 
     Raises:
         InputError: an unknown name, or one that is empty or undefined for these labels.
@@ -93,7 +98,11 @@ def subsets(
         if len(rows):
             out[name] = rows
         elif names:
-            raise InputError("subset", f"{name} is empty for these prompts", "it needs prompt_label, and both kinds of prompt")
+            raise InputError(
+                "subset",
+                f"{name} is empty for these prompts",
+                "it needs prompt_label, and both kinds of prompt",
+            )
     return out
 
 
@@ -107,8 +116,14 @@ def check_subset_names(names: Sequence[str], total: int) -> None:
 def _random(name: str, total: int, seed: int) -> np.ndarray:
     kind, *parts = name.split(":")
     if kind != "random" or len(parts) not in (1, 2) or not all(p.isdigit() for p in parts):
-        raise InputError("subset", f"unknown name {name!r}", f"one of {', '.join(NAMED_SUBSETS)}, random:N, random:N:SEED")
+        raise InputError(
+            "subset",
+            f"unknown name {name!r}",
+            f"one of {', '.join(NAMED_SUBSETS)}, random:N, random:N:SEED",
+        )
     n = int(parts[0])
     if not 0 < n <= total:
         raise InputError("subset", f"{name} asks for {n} of {total} prompts")
-    return np.sort(np.random.default_rng(int(parts[1]) if len(parts) == 2 else seed).permutation(total)[:n])
+    return np.sort(
+        np.random.default_rng(int(parts[1]) if len(parts) == 2 else seed).permutation(total)[:n]
+    )

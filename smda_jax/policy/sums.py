@@ -1,8 +1,10 @@
-"""Policies and their shifts from sums over prompts, which are added up once and then asked any number of times.
+"""Policies and their shifts from sums over prompts, which are added up once and then asked any
+number of times.
 
-A ridge policy and its first-order shift depend on the prompts through a few sums only. With weights D of the prompts (a
-subset's zeros and ones, or how often a resample drew each), `XᵀDX`, `XᵀDY`, `ΔXᵀDX`, `ΔXᵀDY` and `XᵀDΔY` answer for every
-penalty, every subset of the features, with and without an intercept.
+A ridge policy and its first-order shift depend on the prompts through a few sums only. With weights
+D of the prompts (a subset's zeros and ones, or how often a resample drew each), `XᵀDX`, `XᵀDY`,
+`ΔXᵀDX`, `ΔXᵀDY` and `XᵀDΔY` answer for every penalty, every subset of the features, with and
+without an intercept.
 """
 
 from typing import Any, NamedTuple
@@ -36,8 +38,9 @@ class Sums(NamedTuple):
 
 
 class Cells(NamedTuple):
-    """What is asked of one set of sums: penalty α, which features the policy may read, whether it has an intercept, and whether
-    the penalty counts features in units of their standard deviation."""
+    """What is asked of one set of sums: penalty α, which features the policy may read, whether it
+    has an intercept, and whether the penalty counts features in units of their standard
+    deviation."""
 
     alpha: Float[Array | np.ndarray, " cell"]
     mask: Bool[Array | np.ndarray, "cell feature"]
@@ -46,7 +49,8 @@ class Cells(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """Of every cell: the policy, its intercept, R² on the weighted prompts, and the shift under every pair's step."""
+    """Of every cell: the policy, its intercept, R² on the weighted prompts, and the shift under
+    every pair's step."""
 
     W: Float[np.ndarray | Array, "cell feature"]
     b: Float[np.ndarray | Array, " cell"]
@@ -57,7 +61,9 @@ class Answers(NamedTuple):
     @property
     def score(self) -> Float[np.ndarray, "cell pair"]:
         """`Σ_k W[k] ΔW[k]`."""
-        return np.einsum("ck,cpk->cp", self.W, np.asarray(self.delta_w_x) + np.asarray(self.delta_w_y))
+        return np.einsum(
+            "ck,cpk->cp", self.W, np.asarray(self.delta_w_x) + np.asarray(self.delta_w_y)
+        )
 
 
 TOGETHER = 8  # pairs
@@ -72,11 +78,16 @@ def accumulate(
     delta_y: Float[Any, "pair prompt"],
     weights: Float[Any, "weighting prompt"],
 ) -> Sums:
-    """Sums of every weighting. All pairs' changes are read once, a few pairs' side by side: one product each serves them."""
+    """Sums of every weighting.
+
+    All pairs' changes are read once, a few pairs' side by side: one product each serves them.
+    """
     pairs, prompts, features = delta_x.shape
     spare = -pairs % TOGETHER
     grouped = [
-        jnp.pad(leaf, ((0, spare), *[(0, 0)] * (leaf.ndim - 1))).reshape(-1, TOGETHER, *leaf.shape[1:])
+        jnp.pad(leaf, ((0, spare), *[(0, 0)] * (leaf.ndim - 1))).reshape(
+            -1, TOGETHER, *leaf.shape[1:]
+        )
         for leaf in (delta_x, delta_y)
     ]
 
@@ -97,7 +108,10 @@ def accumulate(
 
     # [group, weighting, pair of it, …] → [weighting, pair, …]
     found = [jnp.moveaxis(leaf, 0, 1) for leaf in jax.lax.map(of_pairs, tuple(grouped))]
-    return Sums(*jax.lax.map(base, weights), *(leaf.reshape(len(leaf), -1, *leaf.shape[3:])[:, :pairs] for leaf in found))
+    return Sums(
+        *jax.lax.map(base, weights),
+        *(leaf.reshape(len(leaf), -1, *leaf.shape[3:])[:, :pairs] for leaf in found),
+    )
 
 
 _ROUNDING = 1e-12  # share of a sum of squares that may be nothing but rounding
@@ -112,18 +126,23 @@ def _spread(s: Any) -> Any:
 @in_float64
 @jax.jit
 def answer(sums: Sums, cells: Cells) -> Answers:
-    """Policies and shifts of cells that share one weighting (arXiv 2606.29171, with the sums centred for an intercept):
+    """Policies and shifts of cells that share one weighting (arXiv 2606.29171, with the sums
+    centred for an intercept):
 
-        W = U⁻¹XᵀDY,   ΔW_X = U⁻¹(ΔXᵀDY − (ΔXᵀDX + XᵀDΔX)W),   ΔW_Y = U⁻¹XᵀDΔY,   U = XᵀDX + α diag(s²)
+        W = U⁻¹XᵀDY,   ΔW_X = U⁻¹(ΔXᵀDY − (ΔXᵀDX + XᵀDΔX)W),   ΔW_Y = U⁻¹XᵀDΔY,   U = XᵀDX + α
+        diag(s²)
 
-    with s = 1, or the features' standard deviations where `scaled`; they count as constants under a step. A feature outside
-    `mask`, or without any deviation to scale by, has coefficient and shift nought.
+    with s = 1, or the features' standard deviations where `scaled`; they count as constants under a
+    step. A feature outside `mask`, or without any deviation to scale by, has coefficient and shift
+    nought.
     """
     s: Any = sums
     mean_x, mean_y = s.x / s.n, s.y / s.n
     square = jnp.diagonal(s.xx) / s.n
     variance = jnp.maximum(square - mean_x**2, 0)
-    constant = variance <= _ROUNDING * square  # in units of its deviation such a feature has no coefficient
+    constant = (
+        variance <= _ROUNDING * square
+    )  # in units of its deviation such a feature has no coefficient
 
     def one(cell: Cells) -> Answers:
         mask = cell.mask & ~(cell.scaled & constant)
@@ -133,7 +152,9 @@ def answer(sums: Sums, cells: Cells) -> Answers:
         xy = (s.xy - c * s.x * mean_y) * m
         penalty = cell.alpha * jnp.where(cell.scaled, variance, jnp.ones_like(variance))
         U = xx * m[:, None] * m[None] + jnp.diag(jnp.where(mask, penalty, jnp.ones_like(penalty)))
-        inverse = jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(U), True), jnp.eye(len(m), dtype=U.dtype))
+        inverse = jax.scipy.linalg.cho_solve(
+            (jnp.linalg.cholesky(U), True), jnp.eye(len(m), dtype=U.dtype)
+        )
         W = inverse @ xy
         # ΔXᵀDX W and XᵀDΔX W
         right = s.dxx @ W - c * s.dx * (mean_x @ W)
@@ -143,7 +164,9 @@ def answer(sums: Sums, cells: Cells) -> Answers:
         b = c * (mean_y - mean_x @ W)
         residual = s.yy - 2 * (W @ s.xy + b * s.y) + W @ s.xx @ W + 2 * b * (W @ s.x) + b * b * s.n
         total = _spread(s)
-        x, y = (jnp.where(mask[None], v, jnp.zeros_like(v)) @ inverse for v in (dxy - right - left, xdy))
+        x, y = (
+            jnp.where(mask[None], v, jnp.zeros_like(v)) @ inverse for v in (dxy - right - left, xdy)
+        )
         return Answers(W, b, 1 - residual / total, x, y)
 
     return jax.lax.map(one, cells, batch_size=16)
@@ -152,6 +175,12 @@ def answer(sums: Sums, cells: Cells) -> Answers:
 def r2_elsewhere(found: Answers, sums: Sums) -> Float[np.ndarray, " cell"]:
     """R² of policies on the prompts of other sums, as those that were held out."""
     W, b, s = np.asarray(found.W), np.asarray(found.b), sums
-    residual = s.yy - 2 * (W @ s.xy + b * s.y) + np.einsum("ck,kl,cl->c", W, s.xx, W) + 2 * b * (W @ s.x) + b * b * s.n
+    residual = (
+        s.yy
+        - 2 * (W @ s.xy + b * s.y)
+        + np.einsum("ck,kl,cl->c", W, s.xx, W)
+        + 2 * b * (W @ s.x)
+        + b * b * s.n
+    )
     with np.errstate(divide="ignore", invalid="ignore"):
         return 1 - residual / np.asarray(_spread(s))

@@ -126,9 +126,9 @@ def run_prompts(
         histories, positions = behaviour.histories, behaviour.positions
         batch = prompt_batch(own, histories, positions, chunk.layout, shared)
         found = readout.base.run(model.params, batch, behaviour=behaviour, site=site)
-        found = Reading(*(fetch(v).astype(h.dtype) for v in found))
-        layers = np.concatenate([found.h[None], found.extra])
-        h[:, chunk.rows], y[chunk.rows] = chunk.scatter(layers, 1), chunk.scatter(found.y)
+        own_h, own_y, extra = (fetch(v).astype(h.dtype) for v in found)
+        layers = np.concatenate([own_h[None], extra])
+        h[:, chunk.rows], y[chunk.rows] = chunk.scatter(layers, 1), chunk.scatter(own_y)
         progress(len(own) / len(tokens))
 
     with numerics(model.dtype):
@@ -232,10 +232,9 @@ def activations(
     Raises:
         InputError: something of these does not fit together.
     """
-    if behaviour is None:
-        ids = tuple(tuple(sequence) for sequence in target_ids)
-        behaviour = make_behaviour("begins", model, Options(tuple(targets), ids))
-    question = Question(model, behaviour, resolve_site(sae, model.config, layer))
+    ids = tuple(tuple(sequence) for sequence in target_ids)
+    own = behaviour or make_behaviour("begins", model, Options(tuple(targets), ids))
+    question = Question(model, own, resolve_site(sae, model.config, layer))
     tokens = tokenise_prompts(model, prompts, question.behaviour, max_length)
     reading = run_prompts(question, tokens, batch_size=batch_size)
     return evaluate_prompts(question, sae, prompts, tokens, reading, features, encoder)

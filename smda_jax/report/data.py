@@ -12,7 +12,10 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from smda_jax.errors import InputError
 from smda_jax.runs.attribution.columns import COLUMNS, SWEEP_COLUMNS
 
-PAIRS, CELLS = 1_000, 120_000  # pairs, and pairs x features, that a page holds: of more, those with the largest |score|
+PAIRS, CELLS = (
+    1_000,
+    120_000,
+)  # pairs, and pairs x features, that a page holds: of more, those with the largest |score|
 FEATURES = 200  # whose prompts a page holds: of more, those with the largest share of the shifts
 PROMPTS = 10_000  # of all categories together
 TEXT = 2_000  # characters of a prompt or response that a page holds
@@ -29,7 +32,8 @@ class Run:
         record: run.json.
         tables: by file name; those that the run did not write are absent.
         shown: rows of pairs.parquet that are shown pair by pair.
-        contribution: W ΔW by pathway (`x`, `y`) of those pairs [pair, feature]; empty where only scores were kept.
+        contribution: W ΔW by pathway (`x`, `y`) of those pairs [pair, feature]; empty where only
+            scores were kept.
         delta_w: `value`, `low`, `high` of those pairs.
         pair_order: rows of `shown`, like ones together within their class.
         feature_order: columns, like ones together.
@@ -71,11 +75,19 @@ def read_run(path: Path) -> Run:
         record = json.loads((path / "run.json").read_text())
         status = record["status"]
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(path, "is not a run folder", "give the folder that attribute wrote") from error
+        raise InputError(
+            path, "is not a run folder", "give the folder that attribute wrote"
+        ) from error
     if status != "complete":
         raise InputError(path, "is not complete", "run its attribute command again: it continues")
-    names = [name for name in (*COLUMNS, "verify_points.parquet") if name not in ("influence.parquet", "scores.parquet")]
-    tables = {name: pq.read_table(path / name).to_pydict() for name in names if (path / name).is_file()}
+    names = [
+        name
+        for name in (*COLUMNS, "verify_points.parquet")
+        if name not in ("influence.parquet", "scores.parquet")
+    ]
+    tables = {
+        name: pq.read_table(path / name).to_pydict() for name in names if (path / name).is_file()
+    }
     if "agreement.parquet" not in tables:
         raise InputError(path, "was written by an earlier version", "attribute into a new folder")
     score = np.array(tables["pairs.parquet"]["score"])
@@ -94,9 +106,17 @@ def read_run(path: Path) -> Run:
     contribution = {"x": weights * grid["delta_w_x"], "y": weights * grid["delta_w_y"]}
     total = contribution["x"] + contribution["y"]
     label = np.array([x or "unlabelled" for x in tables["pairs.parquet"]["label"]])[shown]
-    order = [own[_alike(total[own])] for own in (np.flatnonzero(label == name) for name in dict.fromkeys(label.tolist()))]
-    delta_w = {"value": grid["delta_w"], **{k: grid[f"delta_w_{k}"] for k in ("low", "high") if f"delta_w_{k}" in grid}}
-    return Run(path, record, tables, shown, contribution, delta_w, np.concatenate(order), _alike(total.T))
+    order = [
+        own[_alike(total[own])]
+        for own in (np.flatnonzero(label == name) for name in dict.fromkeys(label.tolist()))
+    ]
+    delta_w = {
+        "value": grid["delta_w"],
+        **{k: grid[f"delta_w_{k}"] for k in ("low", "high") if f"delta_w_{k}" in grid},
+    }
+    return Run(
+        path, record, tables, shown, contribution, delta_w, np.concatenate(order), _alike(total.T)
+    )
 
 
 def _strongest(score: np.ndarray, features: int) -> np.ndarray:
@@ -119,58 +139,90 @@ def content(run: Run, *, redact: bool = False) -> dict[str, Any]:
     candidates = _cut(_of_strongest(run, run.tables.get("label_candidates.parquet", {})))
     if redact:
         for table in (pairs, candidates):
-            table.update({k: [None] * len(v) for k, v in table.items() if k in ("prompt", "response")})
+            table.update(
+                {k: [None] * len(v) for k, v in table.items() if k in ("prompt", "response")}
+            )
     record = run.record
     return {
         "name": run.path.name,
-        "totals": totals(run), "pairs_in_run": record["pairs"], "prompts_in_run": record["prompts"], "classes": run.classes,
-        "settings": record["config"], "versions": record["versions"], "device": record["device"],
+        "totals": totals(run),
+        "pairs_in_run": record["pairs"],
+        "prompts_in_run": record["prompts"],
+        "classes": run.classes,
+        "settings": record["config"],
+        "versions": record["versions"],
+        "device": record["device"],
         "engine": record.get("engine"),
-        "timings": record.get("timings", {}), "summary": record["summary"], "conventions": record["conventions"],
-        "pairs": _short(pairs), "features": _short(run.features()),
+        "timings": record.get("timings", {}),
+        "summary": record["summary"],
+        "conventions": record["conventions"],
+        "pairs": _short(pairs),
+        "features": _short(run.features()),
         "class_features": _short(_of_strongest(run, run.tables.get("features.parquet", {}))),
         "contribution": {k: _matrix(v) for k, v in run.contribution.items()},
         "delta_w": {k: _matrix(v) for k, v in run.delta_w.items()},
-        "pair_order": run.pair_order.tolist(), "feature_order": run.feature_order.tolist(),
-        "gaps": _short(run.tables["gaps.parquet"]), "gap_features": _short(run.tables["gap_features.parquet"]),
+        "pair_order": run.pair_order.tolist(),
+        "feature_order": run.feature_order.tolist(),
+        "gaps": _short(run.tables["gaps.parquet"]),
+        "gap_features": _short(run.tables["gap_features.parquet"]),
         "category_prompts": _short(_of_categories(run, redact)),
         "landing": _short(_of_strongest(run, run.tables.get("landing.parquet", {}))),
         "interference": _short(run.tables.get("interference.parquet", {})),
         "agreement": _short(run.tables["agreement.parquet"]),
-        "candidates": _short(candidates), "verify": _short(run.tables.get("verify.parquet", {})),
-        "verify_points": _short(run.tables.get("verify_points.parquet", {})), "redacted": redact,
-        "columns": {name: columns for name, columns in COLUMNS.items() if (run.path / name).is_file()},
+        "candidates": _short(candidates),
+        "verify": _short(run.tables.get("verify.parquet", {})),
+        "verify_points": _short(run.tables.get("verify_points.parquet", {})),
+        "redacted": redact,
+        "columns": {
+            name: columns for name, columns in COLUMNS.items() if (run.path / name).is_file()
+        },
         "sweep_columns": SWEEP_COLUMNS,
-    }  # fmt: skip
+    }
 
 
 def totals(run: Run) -> dict[str, Any]:
     """Counts and scores over all pairs of the run, whichever are shown."""
     pairs = run.tables["pairs.parquet"]
-    counts = {name: sum(map(bool, pairs.get(name, ()))) for name in ("flagged", "flagged_delta_y", "unintended")}
-    for flag, stability in (("flagged", "flag_stability"), ("flagged_delta_y", "flag_delta_y_stability")):
+    counts = {
+        name: sum(map(bool, pairs.get(name, ())))
+        for name in ("flagged", "flagged_delta_y", "unintended")
+    }
+    for flag, stability in (
+        ("flagged", "flag_stability"),
+        ("flagged_delta_y", "flag_delta_y_stability"),
+    ):
         both = zip(pairs[flag], pairs.get(stability, ()), strict=False)
         counts[f"stable_{flag}"] = sum(bool(f) and s is not None and s >= 0.95 for f, s in both)
-    planted = [f for f, known in zip(pairs["flagged_delta_y"], pairs["planted"], strict=True) if known]
+    planted = [
+        f for f, known in zip(pairs["flagged_delta_y"], pairs["planted"], strict=True) if known
+    ]
     counts |= {"planted": len(planted), "planted_flagged": sum(map(bool, planted))}
     known = any(flag is not None for flag in pairs["flagged_delta_y"])
     label = [x or "unlabelled" for x in pairs["label"]]
-    scores = {name: [_figure(s) for s, own in zip(pairs["score"], label, strict=True) if own == name] for name in run.classes}
+    scores = {
+        name: [_figure(s) for s, own in zip(pairs["score"], label, strict=True) if own == name]
+        for name in run.classes
+    }
     return {**counts, "scores": scores, "sure": "flag_stability" in pairs, "delta_y": known}
 
 
 def _of_categories(run: Run, redact: bool) -> Columns:
-    """The prompts of every category, the least Y first; of very many, those that the policy knows least of."""
+    """The prompts of every category, the least Y first; of very many, those that the policy knows
+    least of."""
     table = run.tables["prompts.parquet"]
     y, residual = np.array(table["y"]), np.array(table["y"]) - np.array(table["prediction"])
     category, rows = np.array([c or "" for c in table["category"]]), []
     names = list(dict.fromkeys(run.tables["gaps.parquet"]["category"]))
     for name in names:
         own = np.flatnonzero(category == name)
-        own = own[np.argsort(-np.abs(residual[own]), kind="stable")[: max(1, PROMPTS // len(names))]]
+        own = own[
+            np.argsort(-np.abs(residual[own]), kind="stable")[: max(1, PROMPTS // len(names))]
+        ]
         rows += own[np.argsort(y[own], kind="stable")].tolist()
     keys = ("category", "prompt_id", "refused", "y", "prediction", "prompt")
-    out = {key: [table[key][i] for i in rows] for key in keys} | {"residual": residual[rows].tolist()}
+    out = {key: [table[key][i] for i in rows] for key in keys} | {
+        "residual": residual[rows].tolist()
+    }
     return _cut(out | {"prompt": [None] * len(rows)} if redact else out)
 
 

@@ -7,10 +7,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from smda_jax.report.data import Columns, Run
 from smda_jax.files import writing
+from smda_jax.report.data import Columns, Run
 
-PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")  # Okabe and Ito: told apart by everyone
+PALETTE = (
+    "#0072b2",
+    "#e69f00",
+    "#009e73",
+    "#cc79a7",
+    "#56b4e9",
+    "#d55e00",
+)  # Okabe and Ito: told apart by everyone
 MARKERS = "oDs^PX"
 
 
@@ -19,10 +26,17 @@ def draw(run: Run, folder: Path) -> Iterator[Path]:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     makers = {
-        "coefficients": _coefficients, "gaps": _gaps, "effects": _effects, "pathways": _pathways, "interference": _interference,
-        "landing": _landing, "scores": _scores, "agreement": _agreement, "verify": _verify,
+        "coefficients": _coefficients,
+        "gaps": _gaps,
+        "effects": _effects,
+        "pathways": _pathways,
+        "interference": _interference,
+        "landing": _landing,
+        "scores": _scores,
+        "agreement": _agreement,
+        "verify": _verify,
         "timings": _timings,
-    }  # fmt: skip
+    }
     for name, make in makers.items():
         figure = make(run)
         if figure is None:
@@ -48,7 +62,10 @@ def _plain(text: object, most: int = 40) -> str:
 
 
 def _names(features: Columns) -> list[str]:
-    return [_plain(f"{i} {label}" if label else i) for i, label in zip(features["feature_id"], features["label"], strict=True)]
+    return [
+        _plain(f"{i} {label}" if label else i)
+        for i, label in zip(features["feature_id"], features["label"], strict=True)
+    ]
 
 
 def _coefficients(run: Run) -> Figure | None:
@@ -60,8 +77,14 @@ def _coefficients(run: Run) -> Figure | None:
     figure, axes = _figure(6.5, 0.9 + 0.2 * len(order))
     sides = None
     if "weight_low" in f:
-        sides = np.maximum(np.stack([W - np.array(f["weight_low"]), np.array(f["weight_high"]) - W]), 0)[:, order]
-    axes.barh(np.arange(len(order)), W[order], color=[PALETTE[0] if w > 0 else PALETTE[5] for w in W[order]])
+        sides = np.maximum(
+            np.stack([W - np.array(f["weight_low"]), np.array(f["weight_high"]) - W]), 0
+        )[:, order]
+    axes.barh(
+        np.arange(len(order)),
+        W[order],
+        color=[PALETTE[0] if w > 0 else PALETTE[5] for w in W[order]],
+    )
     axes.errorbar(W[order], np.arange(len(order)), xerr=sides, fmt="none", ecolor="black", lw=0.8)
     axes.set_yticks(np.arange(len(order)), [_names(f)[k] for k in order], fontsize=7)
     axes.set_xlabel("W, nats per unit of activation (bars: 95 %)")
@@ -73,16 +96,29 @@ def _gaps(run: Run) -> Figure | None:
     rows = [i for i, gap in enumerate(g["gap"]) if gap is not None][:40]
     if not rows:
         return None
-    gap, low, high = (np.array([g[k][i] for i in rows], float) for k in ("gap", "gap_low", "gap_high"))
+    gap, low, high = (
+        np.array([g[k][i] for i in rows], float) for k in ("gap", "gap_low", "gap_high")
+    )
     figure, axes = _figure(6.5, 0.9 + 0.28 * len(rows))
     axes.errorbar(
-        gap, np.arange(len(rows)), xerr=np.nan_to_num(np.maximum([gap - low, high - gap], 0)), fmt="D", color="black", capsize=3
+        gap,
+        np.arange(len(rows)),
+        xerr=np.nan_to_num(np.maximum([gap - low, high - gap], 0)),
+        fmt="D",
+        color="black",
+        capsize=3,
     )
     carried = {name: 0.0 for name in g["category"]}
-    for name, value in zip(*(run.tables["gap_features.parquet"][k] for k in ("category", "carried")), strict=True):
+    for name, value in zip(
+        *(run.tables["gap_features.parquet"][k] for k in ("category", "carried")), strict=True
+    ):
         carried[name] += value or 0
     axes.barh(
-        np.arange(len(rows)), [carried[g["category"][i]] for i in rows], color=PALETTE[0], alpha=0.5, label="the policy's"
+        np.arange(len(rows)),
+        [carried[g["category"][i]] for i in rows],
+        color=PALETTE[0],
+        alpha=0.5,
+        label="the policy's",
     )
     axes.set_yticks(np.arange(len(rows)), [_plain(g["category"][i]) for i in rows], fontsize=8)
     axes.invert_yaxis()
@@ -92,7 +128,9 @@ def _gaps(run: Run) -> Figure | None:
     return figure
 
 
-def _heat(axes: Axes, values: np.ndarray, top: float, title: str, columns: Sequence[object]) -> None:
+def _heat(
+    axes: Axes, values: np.ndarray, top: float, title: str, columns: Sequence[object]
+) -> None:
     axes.imshow(values, cmap="PuOr", vmin=-top, vmax=top, aspect="auto", interpolation="nearest")
     axes.set_title(title, fontsize=9)
     if len(columns) <= 80:
@@ -110,16 +148,22 @@ def _effects(run: Run) -> Figure | None:
     figure = Figure(figsize=(10, 5.5), layout="constrained")
     x, y = (run.contribution[k][np.ix_(run.pair_order, run.feature_order)] for k in ("x", "y"))
     top, ids = _scale(x + y, 0.98), [run.features()["feature_id"][k] for k in run.feature_order]
-    label = [run.tables["pairs.parquet"]["label"][i] or "unlabelled" for i in run.shown[run.pair_order]]
+    label = [
+        run.tables["pairs.parquet"]["label"][i] or "unlabelled" for i in run.shown[run.pair_order]
+    ]
     starts = [i for i, name in enumerate(label) if not i or name != label[i - 1]]
     titles = ("through activations", "through probabilities", "both")
-    for axes, values, title in zip(figure.subplots(1, 3, sharey=True), (x, y, x + y), titles, strict=True):
+    for axes, values, title in zip(
+        figure.subplots(1, 3, sharey=True), (x, y, x + y), titles, strict=True
+    ):
         _heat(axes, values, top, title, ids)
         axes.set_xlabel("feature")
         for start in starts[1:]:
             axes.axhline(start - 0.5, color="black", lw=0.8)
     middle = [(a + b) / 2 for a, b in zip(starts, [*starts[1:], len(label)], strict=True)]
-    figure.axes[0].set_yticks(middle, [_plain(label[i], 24) for i in starts], rotation=90, va="center", fontsize=8)
+    figure.axes[0].set_yticks(
+        middle, [_plain(label[i], 24) for i in starts], rotation=90, va="center", fontsize=8
+    )
     figure.colorbar(figure.axes[0].images[0], ax=figure.axes, shrink=0.7, label="W·ΔW")
     return figure
 
@@ -132,7 +176,15 @@ def _pathways(run: Run) -> Figure | None:
     label = np.array([run.tables["pairs.parquet"]["label"][i] or "unlabelled" for i in run.shown])
     for i, name in enumerate(run.classes):
         own = label == name
-        axes.scatter(x[own], y[own], s=14, alpha=0.8, color=PALETTE[i % 6], marker=MARKERS[i % 6], label=_plain(name))
+        axes.scatter(
+            x[own],
+            y[own],
+            s=14,
+            alpha=0.8,
+            color=PALETTE[i % 6],
+            marker=MARKERS[i % 6],
+            label=_plain(name),
+        )
     axes.axline((0, 0), slope=-1, color="grey", lw=0.8, ls=":")
     axes.set_xlabel("score through feature activations")
     axes.locator_params(axis="x", nbins=5)
@@ -150,8 +202,17 @@ def _interference(run: Run) -> Figure | None:
     for axes, key in zip(figure.subplots(1, 2), ("co_shift", "encoder_cosine"), strict=True):
         values, ids = np.array(table[key], float).reshape(n, n), np.array(table["other_id"][:n])
         if n == len(run.feature_order):
-            values, ids = values[np.ix_(run.feature_order, run.feature_order)], ids[run.feature_order]
-        _heat(axes, np.where(np.eye(n, dtype=bool), np.nan, values), 1.0, key.replace("_", " "), ids.tolist())
+            values, ids = (
+                values[np.ix_(run.feature_order, run.feature_order)],
+                ids[run.feature_order],
+            )
+        _heat(
+            axes,
+            np.where(np.eye(n, dtype=bool), np.nan, values),
+            1.0,
+            key.replace("_", " "),
+            ids.tolist(),
+        )
         axes.set_xlabel("feature")
     figure.colorbar(figure.axes[0].images[0], ax=figure.axes, shrink=0.8)
     return figure
@@ -161,24 +222,43 @@ def _landing(run: Run) -> Figure | None:
     table = run.tables.get("landing.parquet")
     if not table or not table["group"]:
         return None
-    groups, ids = list(dict.fromkeys(zip(table["kind"], table["group"], strict=True))), run.features()["feature_id"]
+    groups, ids = (
+        list(dict.fromkeys(zip(table["kind"], table["group"], strict=True))),
+        run.features()["feature_id"],
+    )
     rows: dict[str, list[str]] = {}
     for kind, name in groups:
         rows.setdefault(kind, []).append(name)
     figure = Figure(figsize=(8, 1.5 + 0.22 * len(groups)), layout="constrained")
     every = np.array(table["share"], float).reshape(-1, len(ids))[:, run.feature_order]
-    panels, start = np.ravel(figure.subplots(len(rows), 1, height_ratios=[len(names) for names in rows.values()])), 0
+    panels, start = (
+        np.ravel(
+            figure.subplots(len(rows), 1, height_ratios=[len(names) for names in rows.values()])
+        ),
+        0,
+    )
     for axes, (kind, names) in zip(panels, rows.items(), strict=True):
         own = every[start : start + len(names)]
         start += len(own)
-        axes.imshow(own, aspect="auto", cmap="Blues", vmin=0, vmax=float(np.nanmax(every)), interpolation="nearest")
+        axes.imshow(
+            own,
+            aspect="auto",
+            cmap="Blues",
+            vmin=0,
+            vmax=float(np.nanmax(every)),
+            interpolation="nearest",
+        )
         axes.set_yticks(range(len(own)), [_plain(name, 30) for name in names], fontsize=7)
         axes.set_title(f"by {kind}", fontsize=9)
         axes.set_xticks([])
     if len(ids) <= 80:
-        panels[-1].set_xticks(range(len(ids)), [str(ids[k]) for k in run.feature_order], rotation=90, fontsize=6)
+        panels[-1].set_xticks(
+            range(len(ids)), [str(ids[k]) for k in run.feature_order], rotation=90, fontsize=6
+        )
     panels[-1].set_xlabel("feature")
-    figure.colorbar(figure.axes[0].images[0], ax=figure.axes, shrink=0.8, label="share of a pair's Σ|W·ΔW|")
+    figure.colorbar(
+        figure.axes[0].images[0], ax=figure.axes, shrink=0.8, label="share of a pair's Σ|W·ΔW|"
+    )
     return figure
 
 
@@ -187,7 +267,9 @@ def _timings(run: Run) -> Figure | None:
     if not stages:
         return None
     figure, axes = _figure(6.0, 0.8 + 0.25 * len(stages))
-    axes.barh([_plain(name) for name in stages][::-1], list(stages.values())[::-1], color=PALETTE[0])
+    axes.barh(
+        [_plain(name) for name in stages][::-1], list(stages.values())[::-1], color=PALETTE[0]
+    )
     axes.set_xlabel("seconds, compilation included")
     return figure
 
@@ -214,9 +296,13 @@ def _agreement(run: Run) -> Figure | None:
         return None
     among = list(dict.fromkeys(table["class"]))
     figure = Figure(figsize=(3.2 * len(among) + 1, 4.2), layout="constrained")
-    for axes, group in zip(np.atleast_1d(figure.subplots(1, len(among), sharey=True)), among, strict=True):
+    for axes, group in zip(
+        np.atleast_1d(figure.subplots(1, len(among), sharey=True)), among, strict=True
+    ):
         values = np.eye(len(names))
-        for where, a, b, rho in zip(*(table[k] for k in ("class", "figure", "other", "spearman")), strict=True):
+        for where, a, b, rho in zip(
+            *(table[k] for k in ("class", "figure", "other", "spearman")), strict=True
+        ):
             if where == group:
                 i, j = names.index(a), names.index(b)
                 values[i, j] = values[j, i] = np.nan if rho is None else rho
@@ -234,7 +320,9 @@ def _verify(run: Run) -> Figure | None:
     if table is None:
         return None
     figure = Figure(figsize=(8, 3.8), layout="constrained")
-    eta, kind, predicted, true = (np.array(table[k]) for k in ("learning_rate", "figure", "predicted", "true"))
+    eta, kind, predicted, true = (
+        np.array(table[k]) for k in ("learning_rate", "figure", "predicted", "true")
+    )
     for axes, name in zip(figure.subplots(1, 2), ("score", "mean_delta_y"), strict=True):
         for i, rate in enumerate(np.unique(eta)):
             own = (eta == rate) & (kind == name)

@@ -39,9 +39,12 @@ def several(count: int, what: str) -> str:
 
 
 NAMES = {
-    "mean_delta_y": "mean ΔY", "r2_delta_y": "ΔY", "r2_delta_x": "ΔX", "r2_delta_w": "ΔW",
+    "mean_delta_y": "mean ΔY",
+    "r2_delta_y": "ΔY",
+    "r2_delta_x": "ΔX",
+    "r2_delta_w": "ΔW",
     "r2_score": "score",
-}  # fmt: skip
+}
 
 
 def words(name: str) -> str:
@@ -105,7 +108,9 @@ def _gap(run: Run) -> list[str]:
         few = "No category has ten prompts, and ten others of its label beside it"
         return [f"{few}: nothing is said of gaps."] if run.tables["gaps.parquet"]["gap"] else []
     names = _feature_names(run.features())
-    own = (r for r in rows_of(run.tables["gap_features.parquet"]) if r["category"] == gap["category"])
+    own = (
+        r for r in rows_of(run.tables["gap_features.parquet"]) if r["category"] == gap["category"]
+    )
     carry = sorted(own, key=lambda r: r["carried"])[:2]
     carried = " and ".join(f"{names(r['feature_id'])} ({signed(r['carried'])})" for r in carry)
     interval = f"{number(gap['gap_low'])} … {number(gap['gap_high'])}"
@@ -204,9 +209,7 @@ def _score_flags(run: Run) -> list[str]:
     )
     pairs, holds = several(t["flagged"], "pair"), _holds(run, t["stable_flagged"])
     verb = "is" if t["flagged"] == 1 else "are"
-    return [
-        f"By score, as in the paper, {pairs} {verb} flagged{holds}.{'' if known else doubt}"
-    ]
+    return [f"By score, as in the paper, {pairs} {verb} flagged{holds}.{'' if known else doubt}"]
 
 
 def _planted(run: Run) -> list[str]:

@@ -1,21 +1,24 @@
-"""Configuration of the commands: one dataclass each. Imports nothing heavy, so that `--help` answers at once."""
+"""Configuration of the commands: one dataclass each.
 
-import json
-from dataclasses import asdict, dataclass, fields
+Imports nothing heavy, so that `--help` answers at once.
+"""
+
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from smda_jax.errors import InputError
 from smda_jax.engines.offers import OFFERS, Keep, keep_for
+from smda_jax.errors import InputError
 from smda_jax.reading.behaviours import Options, check_name
 from smda_jax.steps.updates import offer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attribute:
-    """Attribute a policy's shift to training pairs: checkpoint, SAE, prompts and pairs in; a run folder out.
+    """Attribute a policy's shift to training pairs: checkpoint, SAE, prompts and pairs in; a run
+    folder out.
 
     The same command on the same folder continues an interrupted run.
     """
@@ -25,8 +28,8 @@ class Attribute:
     sae: str
     """SAE: folder, or Hub id as owner/name or owner/name:folder (SAELens, sparsify)."""
     eval: str
-    """Evaluation prompts: parquet, csv, json or jsonl file, or hub:owner/name[:file]. Column prompt; optional prompt_label
-    (harmful, harmless), category, refused."""
+    """Evaluation prompts: parquet, csv, json or jsonl file, or hub:owner/name[:file]. Column
+    prompt; optional prompt_label (harmful, harmless), category, refused."""
     pairs: str
     """Training pairs, same formats. Columns prompt, response; optional label, category, planted."""
     out: Path
@@ -34,12 +37,13 @@ class Attribute:
     layer: int | None = None
     """Zero-based block whose output the SAE reads; None takes it from the SAE's config."""
     features: str = "contrast:0.1"
-    """Feature ids (3,17,204), a file of ids or policy.json, contrast:T (|mean activation on harmful - on harmless| > T), or
-    all."""
+    """Feature ids (3,17,204), a file of ids or policy.json, contrast:T (|mean activation on harmful
+    - on harmless| > T), or all."""
     feature_labels: str | None = None
     """Table with columns feature_id and label, shown beside the ids."""
     neuronpedia: str | None = None
-    """The SAE on neuronpedia.org as MODEL/SAE, such as llama3.1-8b/16-llamascope-res-32k: features get a link to their page."""
+    """The SAE on neuronpedia.org as MODEL/SAE, such as llama3.1-8b/16-llamascope-res-32k: features
+    get a link to their page."""
     redact: bool = False
     """Leave the texts of prompts and responses out of the run folder."""
     behaviour: str = "begins"
@@ -55,21 +59,24 @@ class Attribute:
     learning_rate: float = 1e-4
     """η: what the step of --update on each pair is scaled by."""
     encoder: Literal["relu_proxy", "native"] = "relu_proxy"
-    """Activations: relu(h W_enc + b_enc) as in the paper, or whatever the SAE's architecture does."""
+    """Activations: relu(h W_enc + b_enc) as in the paper, or whatever the SAE's architecture
+    does."""
     gate: Literal["on", "off"] = "on"
     """on: only active features change (the derivative of the encoder); off: all do."""
     engine: Literal["auto", "forward", "reverse", "query", "finite"] = "auto"
-    """auto takes the cheapest of the first-order engines forward, reverse and query, which agree; finite: the true step (use
-    float64)."""
+    """auto takes the cheapest of the first-order engines forward, reverse and query, which agree;
+    finite: the true step (use float64)."""
     keep: Literal["auto", "score", "coefficients", "active", "features", "residual"] = "auto"
-    """What is kept of each pair: its score alone; every coefficient's shift; the change of each prompt's active features and Y;
-    that of all chosen features; or of the residual stream at --layers. auto: coefficients with engine query, features with
-    engine finite or gate off, else active."""
+    """What is kept of each pair: its score alone; every coefficient's shift; the change of each
+    prompt's active features and Y; that of all chosen features; or of the residual stream at
+    --layers. auto: coefficients with engine query, features with engine finite or gate off, else
+    active."""
     layers: tuple[int, ...] = ()
     """With --keep residual: blocks whose stream is kept, besides the SAE's."""
     update: str = "sgd"
-    """The step. sgd: -eta*g; normalised: -eta*g/|g|; adam: -eta*g/(sqrt(v)+1e-8) with v the mean squared gradient of the pairs;
-    with engine finite also the first step of any optimiser of optax, such as optax.lion."""
+    """The step. sgd: -eta*g; normalised: -eta*g/|g|; adam: -eta*g/(sqrt(v)+1e-8) with v the mean
+    squared gradient of the pairs; with engine finite also the first step of any optimiser of optax,
+    such as optax.lion."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Of parameters and passes. The ridge is always solved in float64."""
     max_length: int = 512
@@ -77,7 +84,10 @@ class Attribute:
     loss_scope: Literal["response", "all"] = "response"
     """Tokens that a pair's loss averages over."""
     subset: tuple[str, ...] = ()
-    """Evaluation subsets: all, natural, balanced, harmful+harmless, random:N[:SEED]. Default: each that the labels allow."""
+    """Evaluation subsets: all, natural, balanced, harmful+harmless, random:N[:SEED].
+
+    Default: each that the labels allow.
+    """
     on_overlap: Literal["error", "drop", "keep"] = "error"
     """What to do with evaluation prompts that are also trained on."""
     chat_date: str = "26 Jul 2024"
@@ -87,7 +97,8 @@ class Attribute:
     test_fraction: float = 0.2
     """Share of prompts held out to score the policy, stratified by refusal."""
     bootstrap: int = 1000
-    """Resamples of the prompts behind the intervals (95 %) of coefficients, shifts, scores and flags; 0: none."""
+    """Resamples of the prompts behind the intervals (95 %) of coefficients, shifts, scores and
+    flags; 0: none."""
     check_pairs: int = 0
     """After the run, compare so many pairs with their true step (engine finite, float64)."""
     pair_block: int = 0
@@ -95,8 +106,9 @@ class Attribute:
     prompt_block: int = 0
     """Prompts per batch (engine reverse: readouts); 0: as the planner finds best."""
     distributed: bool = False
-    """Join the other processes of this run (SLURM, Kubernetes, Open MPI, TPU pods, or JAX_COORDINATOR_ADDRESS,
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID); the run folder lies where all of them see it."""
+    """Join the other processes of this run (SLURM, Kubernetes, Open MPI, TPU pods, or
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID); the run folder lies where all of
+    them see it."""
     shard_params: int = 1
     """Spread the parameters over groups of so many devices, for models that do not fit on one."""
     cache: Path | None = None
@@ -107,7 +119,8 @@ class Attribute:
     """Start from this run.json; other options override it."""
 
     def check(self) -> None:
-        """Raises InputError for values that no run could use (not at construction, where the parser would reword it)."""
+        """Raises InputError for values that no run could use (not at construction, where the parser
+        would reword it)."""
         at_least = {
             "alpha": 0,
             "learning_rate": 0,
@@ -121,17 +134,27 @@ class Attribute:
         }
         for name, low in at_least.items():
             if not getattr(self, name) >= low:
-                raise InputError(f"--{name.replace('_', '-')}", f"{getattr(self, name)} is below {low}")
+                raise InputError(
+                    f"--{name.replace('_', '-')}", f"{getattr(self, name)} is below {low}"
+                )
         if not self.learning_rate:
-            raise InputError("--learning-rate", "0 is no step", "what does not change shifts nothing")
+            raise InputError(
+                "--learning-rate", "0 is no step", "what does not change shifts nothing"
+            )
         if self.alpha_folds == 1:
-            raise InputError("--alpha-folds", "one fold leaves nothing to fit on", "0, or at least 2")
+            raise InputError(
+                "--alpha-folds", "one fold leaves nothing to fit on", "0, or at least 2"
+            )
         check_name(self.behaviour)
         asked, kind = OFFERS.get(self.engine), offer(self.update)
         true_step = asked is not None and not asked.first_order
         gate_open, keep = self.gate == "off", self.kept()
         if gate_open and (true_step or self.check_pairs):
-            raise InputError("--gate", "off is a first-order notion: no true step leaves every gate open", "use --gate on")
+            raise InputError(
+                "--gate",
+                "off is a first-order notion: no true step leaves every gate open",
+                "use --gate on",
+            )
         if true_step and self.check_pairs:
             what = f"compares first order with the true step, which engine {self.engine} is"
             raise InputError("--check-pairs", what, "leave it out")
@@ -139,29 +162,48 @@ class Attribute:
             what = f"{self.update} need not be linear in the gradient"
             raise InputError("--update", what, "add --engine finite")
         if self.layers and not keep.residual:
-            raise InputError("--layers", "says whose residual streams are kept", "add --keep residual")
+            raise InputError(
+                "--layers", "says whose residual streams are kept", "add --keep residual"
+            )
         if asked is not None and keep.name not in asked.gives:
             what = f"{self.keep} is not what engine {self.engine} gives"
             raise InputError("--keep", what, "leave --engine out")
         if gate_open and keep.with_open_gate:
-            raise InputError("--keep", "active leaves out what an open gate lets through", "--keep features, or --gate on")
+            raise InputError(
+                "--keep",
+                "active leaves out what an open gate lets through",
+                "--keep features, or --gate on",
+            )
         if not 0 <= self.test_fraction < 1:
-            raise InputError("--test-fraction", f"{self.test_fraction} is not a share", "0 (inclusive) to 1 (exclusive)")
+            raise InputError(
+                "--test-fraction",
+                f"{self.test_fraction} is not a share",
+                "0 (inclusive) to 1 (exclusive)",
+            )
 
     def kept(self) -> Keep:
         """What is kept, once auto is resolved."""
         return keep_for(self.keep, self.engine, self.gate == "off")
 
     def resolved(self) -> dict[str, Any]:
-        """As written to run.json; what names a file or folder here is made absolute, so that it can be replayed anywhere."""
+        """As written to run.json; what names a file or folder here is made absolute, so that it can
+        be replayed anywhere."""
         named = ("model", "sae", "eval", "pairs", "features", "feature_labels", "out", "cache")
 
         def plain(value: Any) -> Any:
-            return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+            return (
+                str(value)
+                if isinstance(value, Path)
+                else list(value)
+                if isinstance(value, tuple)
+                else value
+            )
 
         def resolve(name: str, value: Any) -> Any:
             path = Path(str(value)).expanduser()
-            return path.resolve() if name in named and value is not None and path.exists() else value
+            return (
+                path.resolve() if name in named and value is not None and path.exists() else value
+            )
 
         return {k: plain(resolve(k, v)) for k, v in asdict(self).items() if k != "config"}
 
@@ -172,13 +214,16 @@ class Attribute:
             return Options(self.targets, ids)
         except ValueError:
             raise InputError(
-                "--target-ids", f"{' '.join(self.target_ids)!r} is not token ids", "e.g. 40,649,956 40,649,1431"
+                "--target-ids",
+                f"{' '.join(self.target_ids)!r} is not token ids",
+                "e.g. 40,649,956 40,649,1431",
             ) from None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Attribute):
-    """Say what every engine would cost for an `attribute` of these options, and which one it would take. Runs nothing."""
+    """Say what every engine would cost for an `attribute` of these options, and which one it would
+    take. Runs nothing."""
 
     out: Path = Path()
     """Not used."""
@@ -199,10 +244,14 @@ class Demo:
         """The command that the demo is."""
         folder = Path(__file__).parent.parent / "embedded"
         return Attribute(
-            model=str(folder / "model"), sae=str(folder / "sae"), eval=str(folder / "prompts.parquet"),
-            pairs=str(folder / "pairs.parquet"), feature_labels=str(folder / "feature_labels.parquet"), out=self.out,
+            model=str(folder / "model"),
+            sae=str(folder / "sae"),
+            eval=str(folder / "prompts.parquet"),
+            pairs=str(folder / "pairs.parquet"),
+            feature_labels=str(folder / "feature_labels.parquet"),
+            out=self.out,
             check_pairs=8,
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,23 +264,26 @@ class Sweep:
     run: Positional[Path]
     """Run folder of `attribute`, kept active or features; with --show, the folder of a sweep."""
     grid: Path | None = None
-    """YAML file: axis: [values], or axis: {linspace or logspace: [low, high, n]}. Axes answered from the run: alpha, intercept,
-    scaling (none, std), features (all, ids, contrast:T, without:ID, leave-one-out, random:K[:SEED]), gate, threshold, subset,
-    pairs (all or a label), learning_rate, bootstrap (how many resamples). Axes that run it again: model, sae, layer, encoder,
-    targets, target_ids, loss_scope, max_length, update, dtype."""
+    """YAML file: axis: [values], or axis: {linspace or logspace: [low, high, n]}. Axes answered
+    from the run: alpha, intercept, scaling (none, std), features (all, ids, contrast:T, without:ID,
+    leave-one-out, random:K[:SEED]), gate, threshold, subset, pairs (all or a label), learning_rate,
+    bootstrap (how many resamples). Axes that run it again: model, sae, layer, encoder, targets,
+    target_ids, loss_scope, max_length, update, dtype."""
     out: Path | None = None
     """Folder to write, or to continue."""
     tables: tuple[Literal["pairs", "coefficients"], ...] = ()
     """Write these too: every pair's score, or every coefficient, of every cell."""
     part: str = ""
-    """k/n: only every n-th part, for a scheduler's array job; the one that finishes last writes the table."""
+    """k/n: only every n-th part, for a scheduler's array job; the one that finishes last writes the
+    table."""
     show: bool = False
     """Print which axes of a finished sweep matter."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verify:
-    """Is first order enough? Take true steps on some pairs of a run, in float64, and compare them with its prediction.
+    """Is first order enough? Take true steps on some pairs of a run, in float64, and compare them
+    with its prediction.
 
     Writes verify.parquet into the run folder, which the page then shows.
     """
@@ -260,31 +312,10 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspect:
-    """Say what a checkpoint, SAE, data file or run folder is, and whether several of them fit together."""
+    """Say what a checkpoint, SAE, data file or run folder is, and whether several of them fit
+    together."""
 
     paths: Positional[tuple[str, ...]]
     """Folders, files or hub: ids, e.g. a checkpoint, its SAE, prompts and pairs."""
     allow_pickle: bool = False
     """Read dictionary_learning's ae.pt (weights only, needs torch)."""
-
-
-def from_run(path: Path) -> dict[str, Any]:
-    """Fields of `Attribute` recorded in a run.json.
-
-    Raises:
-        InputError: unreadable, or of another version of the command.
-    """
-    path = path / "run.json" if path.is_dir() else path
-    try:
-        raw = json.loads(path.read_text())["config"]
-        known = {f.name for f in fields(Attribute)}
-        if set(raw) - known:
-            raise InputError(path, f"unknown field {sorted(set(raw) - known)[0]!r}", "was it written by another version?")
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        what = "no such file" if isinstance(error, FileNotFoundError) else f"is not the run.json of a run: {error!r}"
-        raise InputError(path, what, "give RUN/run.json") from error
-    for name in ("out", "cache"):
-        raw[name] = None if raw.get(name) is None else Path(raw[name])
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}

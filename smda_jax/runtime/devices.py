@@ -1,4 +1,5 @@
-"""The devices of a run: rows (prompts, pairs) are spread over them, parameters repeated or spread."""
+"""The devices of a run: rows (prompts, pairs) are spread over them, parameters repeated or
+spread."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

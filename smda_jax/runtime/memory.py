@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import numpy as np
@@ -34,6 +34,7 @@ def _host_memory() -> int:
     return total
 
 
+@runtime_checkable
 class SomeRows(Protocol):
     """A chunk of work: some rows of a data set."""
 
@@ -42,7 +43,7 @@ class SomeRows(Protocol):
         """Which rows."""
         ...
 
-    def of_rows(self, rows: Any) -> Self:
+    def of_rows(self, rows: Any) -> Any:
         """The same chunk of other rows."""
         ...
 

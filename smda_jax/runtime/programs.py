@@ -75,6 +75,7 @@ class CompiledPrograms:
 
 
 compiled = CompiledPrograms()
+REPLICATED = Replicated()
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Program:
 
     function: Callable[..., Any]
     args: tuple[Any, ...] = ()
-    result: Any = Replicated()
+    result: Any = REPLICATED
     static: tuple[str, ...] = ()
     donate: tuple[int, ...] = ()
 
@@ -178,7 +179,7 @@ class Program:
 
 
 def program(
-    *args: Any, result: Any = Replicated(), static: Sequence[str] = (), donate: Sequence[int] = ()
+    *args: Any, result: Any = REPLICATED, static: Sequence[str] = (), donate: Sequence[int] = ()
 ) -> Callable[[Callable[..., Any]], Program]:
     """Declares a program; see `Program`."""
 

@@ -18,8 +18,8 @@ Normalisation = Literal["none", "layer_norm", "constant_norm_rescale"]
 class Encoder:
     """Encoder of an SAE, or of some of its features.
 
-    `z = norm(h) @ W + b - shift @ W` is the pre-activation of the magnitude, and a feature's activation is `z` where its gate
-    is open and zero elsewhere. The gate is open where
+    `z = norm(h) @ W + b - shift @ W` is the pre-activation of the magnitude, and a feature's
+    activation is `z` where its gate is open and zero elsewhere. The gate is open where
 
     - relu: z > 0
     - threshold: z > max(threshold, 0) (JumpReLU; BatchTopK at inference)
@@ -57,16 +57,18 @@ def directions(encoder: Encoder) -> Float[np.ndarray, "hidden feature"]:
 
 
 def relu_proxy(encoder: Encoder) -> Encoder:
-    """The paper's encoder: `relu(h @ W_enc + b_enc)`, with neither decoder bias, normalisation nor the SAE's own gate.
+    """The paper's encoder: `relu(h @ W_enc + b_enc)`, with neither decoder bias, normalisation nor
+    the SAE's own gate.
 
-    Where an SAE scales its pre-activations (decoder norms that are not folded in, a gated SAE's `r_mag`), W_enc and b_enc are
-    those after scaling, as in the SAE's own inference form.
+    Where an SAE scales its pre-activations (decoder norms that are not folded in, a gated SAE's
+    `r_mag`), W_enc and b_enc are those after scaling, as in the SAE's own inference form.
     """
     return Encoder(encoder.W, encoder.b)
 
 
 def select(encoder: Encoder, ids: Int[Array, " chosen"]) -> Encoder:
-    """The encoder of some features, in the given order, holding no more columns than their gates need."""
+    """The encoder of some features, in the given order, holding no more columns than their gates
+    need."""
     if encoder.rule == "top_k":
         return encoder.replace(chosen=ids)  # type: ignore[attr-defined]
 
@@ -74,18 +76,25 @@ def select(encoder: Encoder, ids: Int[Array, " chosen"]) -> Encoder:
         return None if leaf is None else leaf[..., ids]
 
     return encoder.replace(  # type: ignore[attr-defined]
-        W=encoder.W[:, ids], b=encoder.b[ids], threshold=columns(encoder.threshold),
-        gate_W=columns(encoder.gate_W), gate_b=columns(encoder.gate_b),
-    )  # fmt: skip
+        W=encoder.W[:, ids],
+        b=encoder.b[ids],
+        threshold=columns(encoder.threshold),
+        gate_W=columns(encoder.gate_W),
+        gate_b=columns(encoder.gate_b),
+    )
 
 
 def cast(encoder: Encoder, dtype: Any) -> Encoder:
     """Every float leaf in `dtype`."""
-    return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, encoder)
+    return jax.tree.map(
+        lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
+        encoder,
+    )
 
 
 def normalise(h: Float[Array, "... hidden"], how: Normalisation) -> Float[Array, "... hidden"]:
-    """SAELens' run-time normalisations: layer_norm with the unbiased deviation, or a constant norm of √hidden."""
+    """SAELens' run-time normalisations: layer_norm with the unbiased deviation, or a constant norm
+    of √hidden."""
     if how == "layer_norm":
         centred = h - jnp.mean(h, axis=-1, keepdims=True)
         return centred / (jnp.std(centred, axis=-1, keepdims=True, ddof=1) + 1e-5)
@@ -103,7 +112,9 @@ def _all(encoder: Encoder, h: Float[Array, "prompt hidden"]) -> Float[Array, "pr
     return _input(encoder, h) @ encoder.W + encoder.b[None]
 
 
-def pre_activation(encoder: Encoder, h: Float[Array, "prompt hidden"]) -> Float[Array, "prompt chosen"]:
+def pre_activation(
+    encoder: Encoder, h: Float[Array, "prompt hidden"]
+) -> Float[Array, "prompt chosen"]:
     """z of the encoder's features; differentiable in h."""
     if encoder.chosen is None:
         return _all(encoder, h)

@@ -143,7 +143,7 @@ def steps_in_groups(stepping: Stepping, tokens: Sequence[PairTokens]) -> Steps:
     return Steps(tuple(steps for steps, _ in done), statistics, inverse)
 
 
-def steps(
+def pair_steps(
     model: Model,
     pairs: Pairs,
     *,

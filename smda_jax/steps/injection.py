@@ -7,7 +7,7 @@ returns what the step adds to the operation's output. Deltas carry the factor -Î
 """
 
 from functools import partial
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from smda_jax.pytree import pytree
 from smda_jax.runtime.precision import wide
 
 
+@runtime_checkable
 class OperationStep(Protocol):
     """The step of one operation: of one pair, or of several with a pair axis first."""
 
@@ -27,7 +28,7 @@ class OperationStep(Protocol):
         """What one pair's step adds where the operation reads x."""
         ...
 
-    def pair_axes(self) -> Self:
+    def pair_axes(self) -> Any:
         """The pair axis of every leaf, for `vmap`: 0, or None for what pairs share."""
         ...
 
@@ -35,7 +36,7 @@ class OperationStep(Protocol):
 class _EveryLeaf:
     """Steps whose leaves all have the pair axis first."""
 
-    def pair_axes(self) -> Self:
+    def pair_axes(self) -> Any:
         """See `OperationStep`."""
         return jax.tree.map(lambda _: 0, self)
 
@@ -124,7 +125,9 @@ class UnembedStep(_EveryLeaf):
     head: LinearStep
     looked_up: EmbedStep | None
 
-    def __call__(self, x: Float[Array, "row position hidden"]) -> Float[Array, "row position vocab"]:
+    def __call__(
+        self, x: Float[Array, "row position hidden"]
+    ) -> Float[Array, "row position vocab"]:
         """See the class."""
         y = self.head(x)
         if self.looked_up is None:
@@ -185,7 +188,9 @@ class ScaledUnembedStep:
     step: UnembedStep
     factor: Float[Array, "vocab hidden"]
 
-    def __call__(self, x: Float[Array, "row position hidden"]) -> Float[Array, "row position vocab"]:
+    def __call__(
+        self, x: Float[Array, "row position hidden"]
+    ) -> Float[Array, "row position vocab"]:
         """See `UnembedStep`."""
         return _scaled_unembedding(self, x)
 

@@ -41,8 +41,11 @@ def reconstruct(params: SAEParams, acts: Float[Array, "row latent"]) -> Float[Ar
     return acts @ unit + params.b_dec[None]
 
 
-def batch_top_k(z: Float[Array, "row latent"], k: int) -> tuple[Float[Array, "row latent"], Float[Array, ""]]:
-    """Keeps the `k` x rows largest positive entries of the whole batch → activations, and the smallest one kept."""
+def batch_top_k(
+    z: Float[Array, "row latent"], k: int
+) -> tuple[Float[Array, "row latent"], Float[Array, ""]]:
+    """Keeps the `k` x rows largest positive entries of the whole batch → activations, and the
+    smallest one kept."""
     positive = jax.nn.relu(z)
     cut = jax.lax.top_k(positive.reshape(-1), k * z.shape[0])[0][-1]
     cut = jnp.maximum(cut, jnp.finfo(z.dtype).tiny)
@@ -63,14 +66,19 @@ def train(
 ) -> tuple[SAEParams, float]:
     """Trains on rows drawn at random.
 
-    Latents that were silent for 200 steps are trained on the residual error with weight `revive`, so that they come back.
+    Latents that were silent for 200 steps are trained on the residual error with weight `revive`,
+    so that they come back.
 
     Returns:
-        the parameters, and the threshold that keeps `k` latents a row on average (in units of the decoder's norm).
+        the parameters, and the threshold that keeps `k` latents a row on average (in units of the
+        decoder's norm).
     """
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     params = init(key, jnp.asarray(activations.mean(0)), latents)
-    optimizer: Any = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(learning_rate, steps)))
+    optimizer: Any = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adam(optax.cosine_decay_schedule(learning_rate, steps)),
+    )
     state = optimizer.init(params)
     variance = float(np.mean(np.sum((activations - activations.mean(0)) ** 2, axis=1)))
 

@@ -6,7 +6,7 @@ which it is.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -31,6 +31,7 @@ class Laid(NamedTuple):
     packing: Packing | None
 
 
+@runtime_checkable
 class Layout(Protocol):
     """Compiled shape of a batch.
 
@@ -40,9 +41,14 @@ class Layout(Protocol):
     """
 
     @property
-    def slots(self) -> int: ...
+    def slots(self) -> int:
+        """See the class."""
+        ...
+
     @property
-    def lanes(self) -> int: ...
+    def lanes(self) -> int:
+        """See the class."""
+        ...
 
     def order(self) -> Int[np.ndarray, " slot"]:
         """The item at each slot, lane after lane."""
@@ -153,7 +159,9 @@ class Packed:
         sizes = [len(group) * copies for group in self.groups()]
         tokens = np.zeros((self.lanes, shared + self.tokens * copies), np.int32)
         start = np.zeros((self.lanes, per_lane), np.int32)
-        unpack = [np.zeros((self.lanes, *s), np.int32) for s in zip(sizes, self.widths, strict=True)]
+        unpack = [
+            np.zeros((self.lanes, *s), np.int32) for s in zip(sizes, self.widths, strict=True)
+        ]
         pack = np.zeros((self.lanes, self.tokens * copies), np.int32)
         group = np.repeat(np.arange(len(sizes)), sizes)
         first = np.cumsum([0, *sizes])

@@ -36,7 +36,7 @@ def finite(evaluation: Evaluation, steps: StepCheckpoints, **options: Any) -> De
 
     Args:
         evaluation: from `activations`.
-        steps: from `steps`.
+        steps: from `pair_steps`.
         options: as of `forward`.
     """
     return push(evaluation, steps, Pushing(finite_program, true_change, **options))

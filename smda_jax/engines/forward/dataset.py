@@ -21,7 +21,7 @@ def forward(evaluation: Evaluation, steps: StepCheckpoints, **options: Any) -> D
 
     Args:
         evaluation: from `activations`.
-        steps: from `steps`.
+        steps: from `pair_steps`.
         options: `prompts` (rows; default all), `batch_size`, `residual` (the change of the
             residual stream too) and `progress` of `engines.push.Pushing`.
     """

@@ -34,9 +34,7 @@ from smda_jax.steps.injection import OperationStep, inject
 CHANGES = Reading(Rows(1), Rows(1), Rows(2))  # type: ignore[arg-type]
 
 
-@program(
-    Replicated(), Replicated(), Rows(), result=CHANGES, static=("behaviour", "site")
-)
+@program(Replicated(), Replicated(), Rows(), result=CHANGES, static=("behaviour", "site"))
 def forward(
     params: Params, steps: StepCheckpoints, batch: PromptBatch, behaviour: Behaviour, site: Site
 ) -> Reading:

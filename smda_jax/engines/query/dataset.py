@@ -1,4 +1,5 @@
-"""Engine `query` over a data set: readouts are pulled back over all prompts, then asked of pairs."""
+"""Engine `query` over a data set: readouts are pulled back over all prompts, then asked of
+pairs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

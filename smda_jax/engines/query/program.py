@@ -126,9 +126,7 @@ def norms(query: Query) -> Float[Array, " readout"]:
     return jnp.sqrt(sum(total[1:], total[0]))
 
 
-@program(
-    Replicated(), Rows(), Replicated(), Replicated(), result=(Rows(1), Rows(0))
-)
+@program(Replicated(), Rows(), Replicated(), Replicated(), result=(Rows(1), Rows(0)))
 def directional_derivative(
     params: Params, batch: PairBatch, query: Query, learning_rate: Float[Array, ""]
 ) -> tuple[Float[Array, "readout pair"], PairStatistics]:
@@ -154,9 +152,7 @@ def directional_derivative(
     return -learning_rate.astype(slope.dtype) * slope, statistics
 
 
-@program(
-    Replicated(), Rows(), Replicated(), Replicated(), result=(Rows(1), Rows(0))
-)
+@program(Replicated(), Rows(), Replicated(), Replicated(), result=(Rows(1), Rows(0)))
 def inner_products(
     params: Params, batch: PairBatch, queries: tuple[Query, ...], update: Update
 ) -> tuple[tuple[Float[Array, "readout pair"], ...], PairStatistics]:

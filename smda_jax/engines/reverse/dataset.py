@@ -52,7 +52,7 @@ def reverse(
 
     Args:
         evaluation: from `activations`.
-        steps: from `steps`, or groups of pairs (`steps_in_groups`), whose pairs then follow each
+        steps: from `pair_steps`, or groups of pairs (`steps_in_groups`), whose pairs then follow each
             other.
         prompts: default all.
         batch_size: readouts that are pulled back at a time.

@@ -136,9 +136,7 @@ def start_y(
 
 
 @program(Replicated(), Rows(), result=START_OF_PROMPTS, static=("pairs", "readouts"))
-def start_h(
-    params: Params, tokens: Int[Array, "prompt token"], pairs: int, readouts: int
-) -> Start:
+def start_h(params: Params, tokens: Int[Array, "prompt token"], pairs: int, readouts: int) -> Start:
     """Runs prompts through the layers of `params`; readouts of a stream in the last start there."""
     x = embed(params, jnp.asarray(tokens))
     kept = run_blocks(params, x, wanted=Wanted(keep=(RESIDUAL,))).kept[RESIDUAL]

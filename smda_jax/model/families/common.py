@@ -32,7 +32,9 @@ class Sizes:
         hidden, heads = int(reader.need("hidden_size")), int(reader.need("num_attention_heads"))
         kv_heads = int(reader.get("num_key_value_heads", heads))
         if heads % kv_heads:
-            what = f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
+            what = (
+                f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
+            )
             raise InputError(reader.where, what)
         return cls(
             vocab=int(reader.need("vocab_size")),
@@ -57,8 +59,8 @@ class Sizes:
 
     def attention(self, scale: float | None = None, cap: float | None = None) -> Attention:
         """Attention of these sizes; the usual scale is 1 / √head_dim."""
-        scale = self.head_dim**-0.5 if scale is None else scale
-        return Attention(self.heads, self.kv_heads, self.head_dim, scale, cap)
+        own = float(self.head_dim) ** -0.5 if scale is None else scale
+        return Attention(self.heads, self.kv_heads, self.head_dim, own, cap)
 
     def norm(self, name: str, reads: str, stored: str, **more: Any) -> Scale:
         """A norm of the residual stream's width."""
@@ -112,9 +114,20 @@ def head_norms(s: Sizes, whole: bool = False, **more: Any) -> list[Scale]:
 
 # The order in which operations of a block run; a family has those that it names.
 ORDER = (
-    "attn_norm", "q", "k", "v", "q_norm", "k_norm", "o", "attn_post_norm", "mlp_norm", "gate", "up",
-    "down", "mlp_post_norm",
-)  # fmt: skip
+    "attn_norm",
+    "q",
+    "k",
+    "v",
+    "q_norm",
+    "k_norm",
+    "o",
+    "attn_post_norm",
+    "mlp_norm",
+    "gate",
+    "up",
+    "down",
+    "mlp_post_norm",
+)
 
 
 def table(*operations: Operation) -> Table:

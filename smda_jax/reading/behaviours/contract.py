@@ -1,10 +1,11 @@
 """The contract of behaviours."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float
 
 
+@runtime_checkable
 class Behaviour(Protocol):
     """A differentiable scalar of a prompt, Y.
 
@@ -24,21 +25,36 @@ class Behaviour(Protocol):
     """
 
     @property
-    def name(self) -> str: ...
-    @property
-    def unit(self) -> str: ...
-    @property
-    def raised(self) -> str: ...
-    @property
-    def histories(self) -> tuple[tuple[int, ...], ...]: ...
-    @property
-    def positions(self) -> int: ...
-    @property
-    def shows_above(self) -> float: ...
+    def name(self) -> str:
+        """See the class."""
+        ...
 
-    def value(
-        self, logits: Float[Array, "row position vocab"]
-    ) -> Float[Array, " prompt"]:
+    @property
+    def unit(self) -> str:
+        """See the class."""
+        ...
+
+    @property
+    def raised(self) -> str:
+        """See the class."""
+        ...
+
+    @property
+    def histories(self) -> tuple[tuple[int, ...], ...]:
+        """See the class."""
+        ...
+
+    @property
+    def positions(self) -> int:
+        """See the class."""
+        ...
+
+    @property
+    def shows_above(self) -> float:
+        """See the class."""
+        ...
+
+    def value(self, logits: Float[Array, "row position vocab"]) -> Float[Array, " prompt"]:
         """Y of every prompt; the rows of a prompt follow each other in the order of `histories`."""
         ...
 

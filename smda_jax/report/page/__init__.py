@@ -10,18 +10,26 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from smda_jax.runtime import processes
 from smda_jax.files import write_text
 from smda_jax.report.data import content, read_run
 from smda_jax.report.findings import findings
 from smda_jax.runs.config import Report
-
+from smda_jax.runtime import processes
 
 # Put together in this order.
 MODULES = (
-    "base.js", "figures.js", "parts.js", "dialog.js", "details.js", "overview.js", "policy.js",
-    "effects.js", "interference.js", "pairs.js", "end.js",
-)  # fmt: skip
+    "base.js",
+    "figures.js",
+    "parts.js",
+    "dialog.js",
+    "details.js",
+    "overview.js",
+    "policy.js",
+    "effects.js",
+    "interference.js",
+    "pairs.js",
+    "end.js",
+)
 
 
 def report(command: Report, console: Console | None = None) -> Path | None:
@@ -49,8 +57,9 @@ def report(command: Report, console: Console | None = None) -> Path | None:
 def page(shown: dict) -> str:
     """The page of `data.content`, with its findings.
 
-    Data are JSON that no parser takes for markup, and the scripts put them into the page as text. The content security policy
-    lets only this page's own scripts run, by their hashes, and nothing be fetched.
+    Data are JSON that no parser takes for markup, and the scripts put them into the page as text.
+    The content security policy lets only this page's own scripts run, by their hashes, and nothing
+    be fetched.
     """
     own = files("smda_jax.report.page")
     scripts = {
@@ -60,16 +69,24 @@ def page(shown: dict) -> str:
         .read_text("utf-8")
         .replace("</script", "<\\/script"),
     }
-    hashes = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts.values())
+    hashes = (
+        base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        for text in scripts.values()
+    )
     allowed = " ".join(f"'sha256-{value}'" for value in hashes)
     text = json.dumps(shown, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     parts = {
         "title": html.escape(f"smda_jax: {shown['name']}"),
-        "policy": f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:",
+        "policy": (
+            f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src "
+            "data: blob:"
+        ),
         "css": own.joinpath("page.css").read_text("utf-8"),
         "content": text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"),
         **scripts,
     }
     whole = own.joinpath("page.html").read_text("utf-8")
     pieces = whole.split("{{")
-    return pieces[0] + "".join(parts[key] + rest for key, _, rest in (piece.partition("}}") for piece in pieces[1:]))
+    return pieces[0] + "".join(
+        parts[key] + rest for key, _, rest in (piece.partition("}}") for piece in pieces[1:])
+    )

@@ -19,15 +19,23 @@ from smda_jax.steps.updates import offer
 
 
 class OwnPrompts(NamedTuple):
-    """What the base model makes of the pairs' prompts: residual stream at the SAE's site, and which features are active."""
+    """What the base model makes of the pairs' prompts: residual stream at the SAE's site, and which
+    features are active."""
 
     h: Float[np.ndarray, "pair hidden"]
     active: Bool[np.ndarray, "pair feature"]
 
 
 BASELINES = (
-    "mean_delta_y", "gradient_dot", "gradient_cosine", "repsim", "vector_filter", "response_tokens", "loss", "gradient_norm",
-)  # fmt: skip
+    "mean_delta_y",
+    "gradient_dot",
+    "gradient_cosine",
+    "repsim",
+    "vector_filter",
+    "response_tokens",
+    "loss",
+    "gradient_norm",
+)
 
 
 class Known(NamedTuple):

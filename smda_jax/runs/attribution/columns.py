@@ -1,12 +1,17 @@
-"""What every column of the tables of a run means: unit, sign, when it is empty. The page shows this; nothing repeats it.
+"""What every column of the tables of a run means: unit, sign, when it is empty. The page shows
+this; nothing repeats it.
 
-Signs: Y is a log-probability (nats, below zero); `delta_*` is the change after one step on the pair, so that a positive
-mean_delta_y says that the step makes the behaviour likelier. `score` is positive where the step moves the policy along itself.
+Signs: Y is a log-probability (nats, below zero); `delta_*` is the change after one step on the
+pair, so that a positive mean_delta_y says that the step makes the behaviour likelier. `score` is
+positive where the step moves the policy along itself.
 """
 
 _INTERVAL = "95 % percentile interval over resamples of the evaluation prompts (--bootstrap)"
 _STABILITY = "share of those resamples in which the figure keeps its sign"
-_OF_CATEGORY = "95 % interval over resamples of the prompts of the category and of the others; empty for fewer than 10"
+_OF_CATEGORY = (
+    "95 % interval over resamples of the prompts of the category and of the others; "
+    "empty for fewer than 10"
+)
 _PAIR = "sha256 of the stripped prompt, a NUL and the stripped response"
 _PROMPT = "sha256 of the stripped prompt"
 
@@ -20,32 +25,52 @@ COLUMNS: dict[str, dict[str, str]] = {
         "score_low": _INTERVAL,
         "score_high": _INTERVAL,
         "score_sign_stability": _STABILITY,
-        "mean_delta_y": "mean ΔY over the evaluation prompts, nats; positive: the behaviour becomes likelier. Empty "
+        "mean_delta_y": "mean ΔY over the evaluation prompts, nats; positive: the behaviour "
+        "becomes likelier. Empty "
         "where only scores were kept",
         "mean_delta_y_low": _INTERVAL,
         "mean_delta_y_high": _INTERVAL,
         "loss": "mean cross-entropy of the scored tokens, nats per token",
-        "gradient_norm": "length of the loss gradient over all parameters; empty where scores are read along the query",
-        "gradient_dot": "product of the loss gradient with that of −mean Y, which is mean_delta_y / η. "
-        "Empty for steps that are not along the gradient, for true steps, and where only scores were kept",
+        "gradient_norm": (
+            "length of the loss gradient over all parameters; empty where scores are "
+            "read along the query"
+        ),
+        "gradient_dot": "product of the loss gradient with that of −mean Y, which is mean_delta_y "
+        "/ η. "
+        "Empty for steps that are not along the gradient, for true steps, and where only "
+        "scores were kept",
         "gradient_cosine": "its cosine",
-        "repsim": "mean cosine of the residual stream of the pair's own prompt (SAE's site, end of turn) with those of the "
+        "repsim": "mean cosine of the residual stream of the pair's own prompt (SAE's site, end "
+        "of turn) with those of the "
         "evaluation prompts that are refused; with all of them if none is",
-        "vector_filter": "product of that residual stream with the policy's direction Σ_k W[k] W_enc[:,k]",
+        "vector_filter": (
+            "product of that residual stream with the policy's direction Σ_k W[k] W_enc[:,k]"
+        ),
         "response_tokens": "tokens that the loss averages over",
         "dominant_feature": "feature of the largest |W[k] ΔW[k]|",
-        "off_target_share": "share of Σ|W ΔW| on features that are not active on the pair's own prompt; empty if nothing moves",
-        "off_target_category": "the same share on features that are active on fewer than half of the evaluation prompts of the "
+        "off_target_share": (
+            "share of Σ|W ΔW| on features that are not active on the pair's own "
+            "prompt; empty if nothing moves"
+        ),
+        "off_target_category": "the same share on features that are active on fewer than half of "
+        "the evaluation prompts of the "
         "pair's category; empty if there are none",
-        "off_target_label": "the same, of the evaluation prompts of the label that the pair's label begins with",
+        "off_target_label": (
+            "the same, of the evaluation prompts of the label that the pair's label begins with"
+        ),
         "through_x": "share of Σ|W ΔW_X| + |W ΔW_Y| that goes through feature activations",
-        "cancellation": "share that the two pathways take from each other: 0 where they agree in sign, 1 where they undo "
+        "cancellation": "share that the two pathways take from each other: 0 where they agree in "
+        "sign, 1 where they undo "
         "each other",
         "unintended": "the dominant feature is not active on the pair's own prompt",
         "flagged": "scores on the other class's side of its median (arXiv 2606.29171)",
-        "flag_stability": "share of resamples that flag it alike; a flag is safe near 1. Empty for other labels",
-        "flagged_delta_y": "the same rule on mean_delta_y: raises the behaviour less than half of the harmless pairs, or, "
-        "about a harmless prompt, more than half of the harmful ones, whatever the sign of the score. "
+        "flag_stability": (
+            "share of resamples that flag it alike; a flag is safe near 1. Empty for other labels"
+        ),
+        "flagged_delta_y": "the same rule on mean_delta_y: raises the behaviour less than half of "
+        "the harmless pairs, or, "
+        "about a harmless prompt, more than half of the harmful ones, whatever the sign of the "
+        "score. "
         "Empty where only scores were kept",
         "flag_delta_y_stability": "share of resamples that flag it alike by mean_delta_y",
         "flagged_quartile": "the same, of the other class's outer quarter",
@@ -108,7 +133,10 @@ COLUMNS: dict[str, dict[str, str]] = {
         "y": "mean Y, nats",
         "prediction": "mean XW, nats",
         "residual": "mean Y − XW, nats; negative: refused less than the policy says",
-        "gap": "mean Y less that of the others, nats; negative: the behaviour passes it over. Empty without others",
+        "gap": (
+            "mean Y less that of the others, nats; negative: the behaviour passes it over. "
+            "Empty without others"
+        ),
         "y_low": _OF_CATEGORY,
         "y_high": _OF_CATEGORY,
         "residual_low": _OF_CATEGORY,
@@ -119,24 +147,32 @@ COLUMNS: dict[str, dict[str, str]] = {
     "gap_features.parquet": {
         "category": "of prompts",
         "feature_id": "of the SAE",
-        "carried": "W[k] (mean X[k] in the category − in the others), nats; adds up to the predicted gap",
+        "carried": (
+            "W[k] (mean X[k] in the category − in the others), nats; adds up to the predicted gap"
+        ),
     },
     "landing.parquet": {
         "kind": "whether the group is a class or a category of pairs",
         "group": "the class or category",
         "pairs": "of the group",
         "feature_id": "of the SAE",
-        "share": "mean share of a pair's Σ|W ΔW| that falls on the feature; adds up to 1 over the features",
+        "share": (
+            "mean share of a pair's Σ|W ΔW| that falls on the feature; adds up to 1 over the "
+            "features"
+        ),
         "mean_contribution": "mean W[k] ΔW[k] of its pairs",
     },
     "interference.parquet": {
         "feature_id": "of the SAE",
         "other_id": "of the SAE",
-        "landing": "of pairs whose own prompt has the first feature: mean share of Σ|W ΔW| that falls on the other; a row adds "
+        "landing": "of pairs whose own prompt has the first feature: mean share of Σ|W ΔW| that "
+        "falls on the other; a row adds "
         "up to 1 (over at most 300 features, those that shift most, less)",
         "co_shift": "correlation over pairs of ΔW of the two; empty if one never shifts",
         "encoder_cosine": "of the two encoder directions",
-        "activation_correlation": "of the two activations over the evaluation prompts; empty if one is constant",
+        "activation_correlation": (
+            "of the two activations over the evaluation prompts; empty if one is constant"
+        ),
     },
     "agreement.parquet": {
         "class": "of pairs; all: every pair",
@@ -152,7 +188,8 @@ COLUMNS: dict[str, dict[str, str]] = {
     "label_candidates.parquet": {
         "feature_id": "of the SAE",
         "label": "from --feature-labels; to be filled in, and given back as --feature-labels",
-        "kind": "top: most active; bottom: lowest pre-activation; contrastive: most active among prompts of the label on which "
+        "kind": "top: most active; bottom: lowest pre-activation; contrastive: most active among "
+        "prompts of the label on which "
         "it is least active",
         "rank": "within the kind, from 1",
         "prompt_id": _PROMPT,
@@ -164,7 +201,10 @@ COLUMNS: dict[str, dict[str, str]] = {
         "figure": "delta_x, delta_y, delta_w or score",
         "pairs": "that were stepped on",
         "r2": "share of the true changes' variance that first order predicts",
-        "slope": "of the true changes on the predicted ones, through the origin; 1 where first order holds",
+        "slope": (
+            "of the true changes on the predicted ones, through the origin; 1 where first "
+            "order holds"
+        ),
         "spearman": "rank correlation of the two",
         "holds": "R² ≥ 0.99 and slope within 2 % of 1",
     },
@@ -188,10 +228,23 @@ SWEEP_COLUMNS: dict[str, dict[str, str]] = {
         "mean_delta_y": "over prompts and pairs, nats",
         "delta_x_share": "share of Σ|W ΔW_X| + |W ΔW_Y| that goes through feature activations",
         "pairs_rank_correlation": "Spearman's ρ of its scores with those of the run's own settings",
-        "top_pairs_overlap": "share of the ten strongest pairs of the run's own settings that are among its ten strongest",
-        "coefficients_rank_correlation": "Spearman's ρ of W with that of the run's own settings; empty for other features",
+        "top_pairs_overlap": (
+            "share of the ten strongest pairs of the run's own settings that are "
+            "among its ten strongest"
+        ),
+        "coefficients_rank_correlation": (
+            "Spearman's ρ of W with that of the run's own settings; empty for other features"
+        ),
         "sign_changes": "coefficients of another sign than there",
     },
-    "pairs.parquet": {"cell": "of sweep.parquet", "pair_id": _PAIR, "score": "of the pair in the cell"},
-    "coefficients.parquet": {"cell": "of sweep.parquet", "feature_id": "of the SAE", "weight": "W[k] of the cell"},
+    "pairs.parquet": {
+        "cell": "of sweep.parquet",
+        "pair_id": _PAIR,
+        "score": "of the pair in the cell",
+    },
+    "coefficients.parquet": {
+        "cell": "of sweep.parquet",
+        "feature_id": "of the SAE",
+        "weight": "W[k] of the cell",
+    },
 }

@@ -1,4 +1,5 @@
-"""How sure a run's figures are: resamples of the prompts, and of the pairs where a figure speaks of a class."""
+"""How sure a run's figures are: resamples of the prompts, and of the pairs where a figure speaks of
+a class."""
 
 from dataclasses import dataclass
 
@@ -13,7 +14,8 @@ from smda_jax.policy.ridge import FittedPolicy
 
 @dataclass(frozen=True)
 class Confidence:
-    """Of one policy. `scores` are every pair's on every resample; intervals hold 95 % of the resamples.
+    """Of one policy. `scores` are every pair's on every resample; intervals hold 95 % of the
+    resamples.
 
     Attributes:
         coefficients: of W.
@@ -31,7 +33,9 @@ class Confidence:
     mean_dy: Interval
     mean_dys: Float[np.ndarray, "resample pair"]
 
-    def classes(self, labels: list[str | None], score: np.ndarray, seed: int) -> dict[str, Interval]:
+    def classes(
+        self, labels: list[str | None], score: np.ndarray, seed: int
+    ) -> dict[str, Interval]:
         """Of every class's median score (arrays of one); a resample draws the class's pairs too."""
         rng, out = np.random.default_rng([seed, 1]), {}
         for name in dict.fromkeys(labels):
@@ -42,9 +46,16 @@ class Confidence:
         return out
 
     @staticmethod
-    def flag_stability(draws: np.ndarray, labels: list[str | None], flagged: np.ndarray) -> np.ndarray:
-        """In how many of the resamples a pair is flagged as it is in all prompts, or not; NaN where it never can be."""
-        return np.where(can_be_flagged(labels), (misaligned(draws, labels) == flagged[None]).mean(axis=0), np.nan)
+    def flag_stability(
+        draws: np.ndarray, labels: list[str | None], flagged: np.ndarray
+    ) -> np.ndarray:
+        """In how many of the resamples a pair is flagged as it is in all prompts, or not; NaN where
+        it never can be."""
+        return np.where(
+            can_be_flagged(labels),
+            (misaligned(draws, labels) == flagged[None]).mean(axis=0),
+            np.nan,
+        )
 
 
 @dataclass
@@ -62,7 +73,9 @@ class Resampled:
     rows: list[int]
 
     @classmethod
-    def of(cls, X: np.ndarray, Y: np.ndarray, policy: FittedPolicy, count: int, seed: int) -> "Resampled":
+    def of(
+        cls, X: np.ndarray, Y: np.ndarray, policy: FittedPolicy, count: int, seed: int
+    ) -> "Resampled":
         """Refits the policy on `count` resamples of its own prompts.
 
         Raises:
@@ -76,10 +89,14 @@ class Resampled:
             raise InputError("bootstrap", why, "a larger --alpha, or --bootstrap 0")
         return cls(X[own], policy, refits, [], [], [], [], [], [])
 
-    def add(self, delta_x: np.ndarray, delta_y: np.ndarray, delta_w: np.ndarray, at: np.ndarray) -> None:
+    def add(
+        self, delta_x: np.ndarray, delta_y: np.ndarray, delta_w: np.ndarray, at: np.ndarray
+    ) -> None:
         """A block of pairs, whose rows are `at`, and their shifts in all prompts."""
         own = self.policy.rows
-        for draws, value in zip(shifts(self.X, self.refits, delta_x[:, own], delta_y[:, own]), delta_w, strict=True):
+        for draws, value in zip(
+            shifts(self.X, self.refits, delta_x[:, own], delta_y[:, own]), delta_w, strict=True
+        ):
             found = interval(draws, value)
             self.low.append(found.low)
             self.high.append(found.high)

@@ -16,9 +16,7 @@ from smda_jax.runtime.memory import memory_limit
 from smda_jax.runtime.precision import BYTES, numerics
 
 
-def workload(
-    c: Attribute, inputs: Inputs, features: int, active: float, policies: int
-) -> Workload:
+def workload(c: Attribute, inputs: Inputs, features: int, active: float, policies: int) -> Workload:
     """The shapes of a run."""
     prompts, pairs, question = inputs.prompt_tokens, inputs.pair_tokens, inputs.question
     tail = longest_history(question.behaviour)

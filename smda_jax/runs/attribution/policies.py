@@ -39,7 +39,11 @@ class Policy(FittedPolicy):
 
     def fit(self) -> dict[str, Any]:
         """As JSON."""
-        return {"alpha": self.alpha, "train": self.train.as_dict(), "test": self.test and self.test.as_dict()}
+        return {
+            "alpha": self.alpha,
+            "train": self.train.as_dict(),
+            "test": self.test and self.test.as_dict(),
+        }
 
 
 def observed(prompts: Prompts, e: Evaluation) -> Bool[np.ndarray, " prompt"]:
@@ -67,11 +71,22 @@ def _policy(
     label = [prompts.label[i] for i in rows]
     X, Y, refused = (values[rows] for values in data)
     train, test = stratified_split(strata(label, refused), c.test_fraction, c.seed)
-    alpha = choose_alpha(X[train], Y[train], ALPHAS, c.alpha_folds, c.seed) if c.alpha_folds else c.alpha
+    alpha = (
+        choose_alpha(X[train], Y[train], ALPHAS, c.alpha_folds, c.seed)
+        if c.alpha_folds
+        else c.alpha
+    )
     part, W = ridge(X[train], Y[train], alpha), ridge(X, Y, alpha)
     cut = best_threshold(X[train] @ part, refused[train])
 
     def score(at: np.ndarray) -> Fit:
         return evaluate(X[at] @ part, Y[at], refused[at], cut)
 
-    return Policy(rows, W, alpha, best_threshold(X @ W, refused), score(train), score(test) if len(test) else None)
+    return Policy(
+        rows,
+        W,
+        alpha,
+        best_threshold(X @ W, refused),
+        score(train),
+        score(test) if len(test) else None,
+    )

@@ -22,9 +22,20 @@ LAYOUT = 3
 # Where files lie and on which devices a run runs changes no number; the files' contents do. Labels,
 # the check and resamples change nothing that is stored.
 WITHOUT_EFFECT = {
-    "bootstrap", "out", "cache", "model", "sae", "eval", "pairs", "feature_labels", "neuronpedia",
-    "redact", "check_pairs", "distributed", "shard_params",
-}  # fmt: skip
+    "bootstrap",
+    "out",
+    "cache",
+    "model",
+    "sae",
+    "eval",
+    "pairs",
+    "feature_labels",
+    "neuronpedia",
+    "redact",
+    "check_pairs",
+    "distributed",
+    "shard_params",
+}
 
 
 def record_of(config: Attribute, inputs: Inputs) -> tuple[str, dict[str, Any]]:

@@ -11,8 +11,7 @@ from smda_jax.policy.bootstrap import LEVEL
 from smda_jax.policy.gaps import gaps
 from smda_jax.policy.influence import Influence
 from smda_jax.policy.interference import Geometry, dominant_feature, separation_auc
-from smda_jax.reading.evaluation import Evaluation
-from smda_jax.runs.attribution import tables
+from smda_jax.runs.attribution import feature_tables, tables
 from smda_jax.runs.attribution.baselines import Known, OwnPrompts, baselines
 from smda_jax.runs.attribution.confidence import Confidence, Resampled
 from smda_jax.runs.attribution.policies import Policy, observed
@@ -53,20 +52,30 @@ def results(run: Found) -> Summary:
     geometry: dict[str, Geometry] = {}
     written = {
         "prompts.parquet": tables.prompt_table(e, prompts, W, refused, c.redact),
-        "pairs.parquet": tables.pair_table(e, inputs, score, simple, whole, own.active, sure, c.redact),
+        "pairs.parquet": tables.pair_table(
+            e, inputs, score, simple, whole, own.active, sure, c.redact
+        ),
         "scores.parquet": {
-            "subset": np.repeat(list(policies), len(pairs)), "pair_id": np.tile(pairs.ids, len(policies)),
+            "subset": np.repeat(list(policies), len(pairs)),
+            "pair_id": np.tile(pairs.ids, len(policies)),
             "score": np.concatenate(list(shift.score.values())),
         },
         **tables.gap_tables(found, ids),
         "agreement.parquet": tables.agreement_table(pairs, {"score": score, **simple}),
         "label_candidates.parquet": tables.candidate_table(e, prompts, inputs.labels, c.redact),
-    }  # fmt: skip
-    written["features.parquet"] = tables.feature_table(c, e, W, inputs.labels, pairs, whole, sure)
+    }
+    written["features.parquet"] = feature_tables.feature_table(
+        c, e, W, inputs.labels, pairs, whole, sure
+    )
     if whole is not None:
-        written["landing.parquet"] = tables.landing_table(whole, pairs, ids)
-        written["interference.parquet"], geometry = tables.interference_table(e, whole, own.active, c.seed)
-        folder.write_tables("influence.parquet", tables.influence_rows(shift.influence, shift.confidence, pairs.ids, ids))
+        written["landing.parquet"] = feature_tables.landing_table(whole, pairs, ids)
+        written["interference.parquet"], geometry = feature_tables.interference_table(
+            e, whole, own.active, c.seed
+        )
+        folder.write_tables(
+            "influence.parquet",
+            tables.influence_rows(shift.influence, shift.confidence, pairs.ids, ids),
+        )
     for name, columns in written.items():
         folder.write_table(name, columns)
     flags, planted = written["pairs.parquet"], np.array([bool(p) for p in pairs.planted])
@@ -74,19 +83,40 @@ def results(run: Found) -> Summary:
     off_target = flags["off_target_share"].to_numpy(zero_copy_only=False)
     dominant = None if whole is None else ids[dominant_feature(whole.contribution)]
     counts: dict[str, int | None] = {
-        "by_score": int(flagged.sum()), "by_mean_delta_y": int(by_dy.sum()), "planted": int(planted.sum()),
+        "by_score": int(flagged.sum()),
+        "by_mean_delta_y": int(by_dy.sum()),
+        "planted": int(planted.sum()),
         "planted_by_mean_delta_y": int((by_dy & planted).sum()),
-    }  # fmt: skip
+    }
     if np.isnan(shift.mean_dy).all():  # of scores alone it is not known
         counts |= {"by_mean_delta_y": None, "planted_by_mean_delta_y": None}
     return Summary(
-        out=str(c.out), engine=run.blocks.engine.offer.name, site=f"{e.site.stream} of layer {e.site.layer}", encoder=c.encoder,
-        gate=c.gate, feature_ids=e.feature_ids, feature_labels=[inputs.labels.get(i, "") for i in e.feature_ids], weights=W,
-        fits={name: p.fit() for name, p in policies.items()}, prompts=len(prompts), pair_ids=pairs.ids, pair_texts=pairs.prompt,
-        pair_labels=pairs.label, score=score, mean_delta_y=shift.mean_dy, influence=whole, dominant=dominant,
-        off_target=off_target, flagged=flagged, confidence=sure, seed=c.seed,
-        auc=_planted_auc(pairs, score, off_target, shift.mean_dy), gaps=found, geometry=geometry, flags=counts,
-    )  # fmt: skip
+        out=str(c.out),
+        engine=run.blocks.engine.offer.name,
+        site=f"{e.site.stream} of layer {e.site.layer}",
+        encoder=c.encoder,
+        gate=c.gate,
+        feature_ids=e.feature_ids,
+        feature_labels=[inputs.labels.get(i, "") for i in e.feature_ids],
+        weights=W,
+        fits={name: p.fit() for name, p in policies.items()},
+        prompts=len(prompts),
+        pair_ids=pairs.ids,
+        pair_texts=pairs.prompt,
+        pair_labels=pairs.label,
+        score=score,
+        mean_delta_y=shift.mean_dy,
+        influence=whole,
+        dominant=dominant,
+        off_target=off_target,
+        flagged=flagged,
+        confidence=sure,
+        seed=c.seed,
+        auc=_planted_auc(pairs, score, off_target, shift.mean_dy),
+        gaps=found,
+        geometry=geometry,
+        flags=counts,
+    )
 
 
 def policy_json(
@@ -133,7 +163,12 @@ class Shifts(NamedTuple):
 
 def _shifts(run: Found) -> Shifts:
     c, e, policies = run.config, run.blocks.job.evaluation, run.policies
-    X, Y, d, n = e.x.astype(np.float64), e.y.astype(np.float64), len(e.feature_ids), len(run.inputs.pairs)
+    X, Y, d, n = (
+        e.x.astype(np.float64),
+        e.y.astype(np.float64),
+        len(e.feature_ids),
+        len(run.inputs.pairs),
+    )
     loss, norm, mean_dy = np.zeros(n), np.zeros(n), np.full(n, np.nan)
     score = {name: np.zeros(n) for name in policies}
     influence: dict[str, Influence] = {}
@@ -161,11 +196,13 @@ def _shifts(run: Found) -> Shifts:
     return Shifts(loss, norm, mean_dy, score, influence, confidence)
 
 
-def _planted_auc(pairs: Pairs, score: np.ndarray, off_target: np.ndarray, mean_dy: np.ndarray) -> dict[str, dict[str, float]]:
+def _planted_auc(
+    pairs: Pairs, score: np.ndarray, off_target: np.ndarray, mean_dy: np.ndarray
+) -> dict[str, dict[str, float]]:
     """How well each figure finds the pairs recorded as corrupted, within the class of their label.
 
-    Oriented as the paper flags misaligned pairs: a refusal pair is suspicious where its figure is low, a compliance pair where
-    it is high; a high off-target share is suspicious in both.
+    Oriented as the paper flags misaligned pairs: a refusal pair is suspicious where its figure is
+    low, a compliance pair where it is high; a high off-target share is suspicious in both.
     """
     planted = np.array([bool(p) for p in pairs.planted])
     found: dict[str, dict[str, float]] = {}
@@ -174,7 +211,13 @@ def _planted_auc(pairs: Pairs, score: np.ndarray, off_target: np.ndarray, mean_d
         if label is None or not planted[own].any():
             continue
         sign = -1 if label.endswith("refusal") else 1
-        figures = {"score": sign * score, "mean_delta_y": sign * mean_dy, "off_target_share": off_target}
+        figures = {
+            "score": sign * score,
+            "mean_delta_y": sign * mean_dy,
+            "off_target_share": off_target,
+        }
         known = {name: value for name, value in figures.items() if not np.isnan(value).all()}
-        found[label] = {name: separation_auc(value[own], planted[own]) for name, value in known.items()}
+        found[label] = {
+            name: separation_auc(value[own], planted[own]) for name, value in known.items()
+        }
     return found

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
+
 from smda_jax.policy.gaps import Gap
 from smda_jax.policy.influence import Influence
 from smda_jax.policy.interference import Geometry
@@ -45,10 +46,15 @@ class Summary:
     def as_dict(self) -> dict[str, Any]:
         """What run.json keeps of it."""
         return {
-            "features": len(self.feature_ids), "fits": self.fits, "planted_pairs_auc": self.auc,
-            "first_order": self.first_order, "categories": self.categories(), "classes": self.classes(),
-            "flags": self.flags, "geometry": {name: test._asdict() for name, test in self.geometry.items()},
-        }  # fmt: skip
+            "features": len(self.feature_ids),
+            "fits": self.fits,
+            "planted_pairs_auc": self.auc,
+            "first_order": self.first_order,
+            "categories": self.categories(),
+            "classes": self.classes(),
+            "flags": self.flags,
+            "geometry": {name: test._asdict() for name, test in self.geometry.items()},
+        }
 
     def categories(self) -> dict[str, dict[str, float | int | str | None]]:
         """Per category of prompts: `policy.gaps.Gap` without intervals and features."""
@@ -56,25 +62,42 @@ class Summary:
         return {g.category: {name: getattr(g, name) for name in figures} for g in self.gaps}
 
     def classes(self) -> dict[str, dict[str, float | int]]:
-        """Per label of pairs: medians, and the mean share of Σ|W ΔW| that goes through feature activations (ΔX)."""
+        """Per label of pairs: medians, and the mean share of Σ|W ΔW| that goes through feature
+        activations (ΔX)."""
         i = self.influence
         x, y = (
             (np.full(len(self.score), np.nan),) * 2
             if i is None
-            else (np.abs(self.weights * i.delta_w_x).sum(1), np.abs(self.weights * i.delta_w_y).sum(1))
+            else (
+                np.abs(self.weights * i.delta_w_x).sum(1),
+                np.abs(self.weights * i.delta_w_y).sum(1),
+            )
         )
         total = np.where(x + y == 0, 1, x + y)
-        out, sure = {}, {} if self.confidence is None else self.confidence.classes(self.pair_labels, self.score, self.seed)
+        out, sure = (
+            {},
+            {}
+            if self.confidence is None
+            else self.confidence.classes(self.pair_labels, self.score, self.seed),
+        )
         for label in dict.fromkeys(self.pair_labels):
             own, name = np.array([x == label for x in self.pair_labels]), label or "unlabelled"
             off = self.off_target[own & ~np.isnan(self.off_target)]
             out[name] = {
-                "pairs": int(own.sum()), "flagged": int(self.flagged[own].sum()),
+                "pairs": int(own.sum()),
+                "flagged": int(self.flagged[own].sum()),
                 "median_score": float(np.median(self.score[own])),
-                **({} if name not in sure else {
-                    "median_score_low": float(sure[name].low[0]), "median_score_high": float(sure[name].high[0]),
-                }),
-                "mean_delta_y": float(self.mean_delta_y[own].mean()), "delta_x_share": float((x / total)[own].mean()),
-                "delta_y_share": float((y / total)[own].mean()), "off_target_share": float(off.mean()) if len(off) else np.nan,
-            }  # fmt: skip
+                **(
+                    {}
+                    if name not in sure
+                    else {
+                        "median_score_low": float(sure[name].low[0]),
+                        "median_score_high": float(sure[name].high[0]),
+                    }
+                ),
+                "mean_delta_y": float(self.mean_delta_y[own].mean()),
+                "delta_x_share": float((x / total)[own].mean()),
+                "delta_y_share": float((y / total)[own].mean()),
+                "off_target_share": float(off.mean()) if len(off) else np.nan,
+            }
         return out

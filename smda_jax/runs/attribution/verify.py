@@ -13,9 +13,9 @@ from rich.progress import track
 from rich.table import Table
 from scipy.stats import spearmanr
 
-from smda_jax.errors import InputError
 from smda_jax.engines.contract import Delta
 from smda_jax.engines.finite.dataset import finite
+from smda_jax.errors import InputError
 from smda_jax.policy.influence import Influence, decompose
 from smda_jax.policy.ridge import ridge
 from smda_jax.reading.evaluation import Evaluation, evaluate_prompts, run_prompts
@@ -30,7 +30,10 @@ from smda_jax.steps.dataset import Stepping, steps_of
 from smda_jax.steps.updates import offer
 from smda_jax.steps.updates.contract import Update
 
-R2, SLOPE = 0.99, 0.02  # first order holds: R² at least this, and the slope no further from 1 than that
+R2, SLOPE = (
+    0.99,
+    0.02,
+)  # first order holds: R² at least this, and the slope no further from 1 than that
 
 
 class TrueSteps(NamedTuple):
@@ -89,7 +92,8 @@ def check_first_order(
 
 
 def verify(command: Verify, console: Console | None = None) -> list[dict[str, Any]]:
-    """Steps on some pairs of a run at several learning rates; writes `verify.parquet` and `verify_points.parquet` there.
+    """Steps on some pairs of a run at several learning rates; writes `verify.parquet` and
+    `verify_points.parquet` there.
 
     Returns:
         a row for each learning rate and figure, as in `verify.parquet`.
@@ -103,18 +107,30 @@ def verify(command: Verify, console: Console | None = None) -> list[dict[str, An
     cache = read_cache(command.run)
     if cache.config.gate == "off":
         raise InputError(
-            "--gate", "off is a first-order notion: no true step leaves every gate open", "attribute with --gate on"
+            "--gate",
+            "off is a first-order notion: no true step leaves every gate open",
+            "attribute with --gate on",
         )
     c = replace(cache.config, check_pairs=0, distributed=False)
     with console.status("read inputs"):
         inputs = load_inputs(c, console)
         if inputs.hashes != cache.inputs:
-            changed = ", ".join(sorted(k for k in inputs.hashes if inputs.hashes[k] != cache.inputs.get(k)))
-            raise InputError(command.run, f"its {changed} changed since the run", "attribute again, into another folder")
+            changed = ", ".join(
+                sorted(k for k in inputs.hashes if inputs.hashes[k] != cache.inputs.get(k))
+            )
+            raise InputError(
+                command.run,
+                f"its {changed} changed since the run",
+                "attribute again, into another folder",
+            )
         e = wide_evaluation(c, inputs, cache.feature_ids)
     if len(inputs.pairs) < 2:
-        raise InputError(command.run, "has one pair, and nothing can be said of one", "a run of several pairs")
-    rows = np.sort(np.random.default_rng(command.seed).permutation(len(inputs.pairs))[: command.pairs])
+        raise InputError(
+            command.run, "has one pair, and nothing can be said of one", "a run of several pairs"
+        )
+    rows = np.sort(
+        np.random.default_rng(command.seed).permutation(len(inputs.pairs))[: command.pairs]
+    )
     model, kind = inputs.question.model, offer(c.update)
     own: Update = kind.prepare(model, inputs.pair_tokens, c.loss_scope, c.learning_rate)
     dz, dy = cache.delta_z[rows], cache.delta_y[rows]
@@ -125,10 +141,23 @@ def verify(command: Verify, console: Console | None = None) -> list[dict[str, An
         true = true_steps(e, inputs, Stepping(model, update, c.loss_scope), rows, cache.alpha)
         size = eta / c.learning_rate
         first = decompose(e.x, e.y, true.W, size * dx, size * dy, cache.alpha)
-        predicted, truth = _figures(size * dx, size * dy, first), _figures(true.delta.x, true.delta.y, true.influence)
+        predicted, truth = (
+            _figures(size * dx, size * dy, first),
+            _figures(true.delta.x, true.delta.y, true.influence),
+        )
         for name in predicted:
-            table.append({"learning_rate": eta, "figure": name, "pairs": len(rows), **_compare(predicted[name], truth[name])})
-        for name, of in {"score": lambda v: v["score"], "mean_delta_y": lambda v: v["delta_y"].mean(axis=1)}.items():
+            table.append(
+                {
+                    "learning_rate": eta,
+                    "figure": name,
+                    "pairs": len(rows),
+                    **_compare(predicted[name], truth[name]),
+                }
+            )
+        for name, of in {
+            "score": lambda v: v["score"],
+            "mean_delta_y": lambda v: v["delta_y"].mean(axis=1),
+        }.items():
             for i, p, t in zip(rows, of(predicted), of(truth), strict=True):
                 points.append(
                     {
@@ -147,9 +176,12 @@ def verify(command: Verify, console: Console | None = None) -> list[dict[str, An
 
 
 def holds_up_to(table: list[dict[str, Any]], figure: str) -> float | None:
-    """The largest learning rate at which first order holds for a figure, and at all smaller ones; None if at none."""
+    """The largest learning rate at which first order holds for a figure, and at all smaller ones;
+    None if at none."""
     largest = None
-    for row in sorted((row for row in table if row["figure"] == figure), key=lambda row: row["learning_rate"]):
+    for row in sorted(
+        (row for row in table if row["figure"] == figure), key=lambda row: row["learning_rate"]
+    ):
         if not row["holds"]:
             break
         largest = row["learning_rate"]
@@ -162,14 +194,20 @@ def _print(table: list[dict[str, Any]], command: Verify, console: Console) -> No
         out.add_column(name, justify="left" if name in ("figure", "holds") else "right")
     for row in table:
         figures = (f"{row[key]:.6f}" for key in ("r2", "slope", "spearman"))
-        out.add_row(f"{row['learning_rate']:g}", row["figure"], *figures, "yes" if row["holds"] else "no")
+        out.add_row(
+            f"{row['learning_rate']:g}", row["figure"], *figures, "yes" if row["holds"] else "no"
+        )
     console.print(
-        f"True steps on {table[0]['pairs']} pairs in float64 against first order (R² ≥ {R2}, slope within {SLOPE:.0%})"
+        f"True steps on {table[0]['pairs']} pairs in float64 against first order (R² ≥ {R2}, "
+        f"slope within {SLOPE:.0%})"
     )
     console.print(out)
     for figure in dict.fromkeys(row["figure"] for row in table):
         largest = holds_up_to(table, figure)
-        console.print(f"{figure}: holds " + ("at none of these" if largest is None else f"up to η = {largest:g}"))
+        console.print(
+            f"{figure}: holds "
+            + ("at none of these" if largest is None else f"up to η = {largest:g}")
+        )
     console.print(f"Written to {escape(str(command.run / 'verify.parquet'))}", soft_wrap=True)
 
 
@@ -186,4 +224,9 @@ def _compare(prediction: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
     p, t = prediction.ravel(), truth.ravel()
     r2, slope = _r2(p, t), float(p @ t / (p @ p)) if p.any() else float("nan")
     rank = float(spearmanr(p, t).statistic) if np.ptp(p) and np.ptp(t) else float("nan")  # type: ignore[union-attr]
-    return {"r2": r2, "slope": slope, "spearman": rank, "holds": bool(r2 >= R2 and abs(slope - 1) <= SLOPE)}
+    return {
+        "r2": r2,
+        "slope": slope,
+        "spearman": rank,
+        "holds": bool(r2 >= R2 and abs(slope - 1) <= SLOPE),
+    }

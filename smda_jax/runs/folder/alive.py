@@ -1,8 +1,9 @@
 """Signs of life between the processes of one run, through the folder that all of them see.
 
-A process that dies leaves the others waiting in a collective or a barrier; how long, and what is said in the end, depends on
-the runtime and the network. So each touches a file of its own every few seconds, and ends when another's stands still. (Where
-the first process dies, which JAX's coordination service runs in, JAX itself ends the others at once and says so at length.)
+A process that dies leaves the others waiting in a collective or a barrier; how long, and what is
+said in the end, depends on the runtime and the network. So each touches a file of its own every few
+seconds, and ends when another's stands still. (Where the first process dies, which JAX's
+coordination service runs in, JAX itself ends the others at once and says so at length.)
 """
 
 import os
@@ -22,7 +23,8 @@ EVERY, PATIENCE = 2.0, 30.0  # seconds between signs, and without one
 
 @contextmanager
 def watched(folder: Path, patience: float | int = PATIENCE) -> Iterator[None]:
-    """Within it, this process gives signs of life, and ends with one line and status 2 once another gives none.
+    """Within it, this process gives signs of life, and ends with one line and status 2 once another
+    gives none.
 
     A process that leaves in good order takes its file away, and is waited for no longer.
     """
@@ -62,9 +64,13 @@ def _watch(own: Path, others: list[Path], done: threading.Event, patience: float
                 seen[file] = (stamp, time.monotonic())
             elif stamp >= 0 and time.monotonic() - seen[file][1] > patience:
                 sys.stdout.flush()
-                what = f"another process of this run has ended (number {file.name} gave no sign for {patience:.0f} s)"
+                what = (
+                    f"another process of this run has ended (number {file.name} gave no sign "
+                    f"for {patience:.0f} s)"
+                )
                 print(
-                    f"\nsmda-jax: error: --distributed: {what}; start all of them again: finished parts are kept",
+                    f"\nsmda-jax: error: --distributed: {what}; start all of them again: finished "
+                    "parts are kept",
                     file=sys.stderr,
                 )
                 sys.stderr.flush()

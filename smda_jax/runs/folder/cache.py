@@ -11,15 +11,18 @@ from jaxtyping import Bool, Float
 
 from smda_jax.engines.offers import KEEPS, OFFERS
 from smda_jax.errors import InputError
-from smda_jax.runs.config import Attribute, from_run
+from smda_jax.runs.config import Attribute
+from smda_jax.runs.folder.replay import from_run
 from smda_jax.runs.folder.store import RunFolder
 
 
 @dataclass(frozen=True)
 class Cache:
-    """Activations and their changes under every pair's step, as a run left them; rows keep the order of its inputs.
+    """Activations and their changes under every pair's step, as a run left them; rows keep the
+    order of its inputs.
 
-    `inputs` are the hashes of its files, `alpha` that of its policy of all prompts; `delta_z` is NaN where it was not kept.
+    `inputs` are the hashes of its files, `alpha` that of its policy of all prompts; `delta_z` is
+    NaN where it was not kept.
     """
 
     path: Path
@@ -55,20 +58,44 @@ def read_cache(path: Path) -> Cache:
         remedy = "attribute with --keep active (or features) keeps what this needs"
         raise InputError(path, f"kept {plan['keep']} only", remedy)
     if not OFFERS[plan["engine"]].first_order:
-        raise InputError(path, "holds true steps, and what follows from sums is first order", "attribute with --engine auto")
+        raise InputError(
+            path,
+            "holds true steps, and what follows from sums is first order",
+            "attribute with --engine auto",
+        )
     folder = RunFolder(path, raw["fingerprint"], {"config": raw["config"]})
-    base, alpha = folder.load("base"), float(json.loads((path / "policy.json").read_text())["alpha"])
-    prompts, pairs = (pq.read_table(path / name).to_pydict() for name in ("prompts.parquet", "pairs.parquet"))
+    base, alpha = (
+        folder.load("base"),
+        float(json.loads((path / "policy.json").read_text())["alpha"]),
+    )
+    prompts, pairs = (
+        pq.read_table(path / name).to_pydict() for name in ("prompts.parquet", "pairs.parquet")
+    )
     n, d, count = *base["z"].shape, len(pairs["pair_id"])
-    delta_z, delta_y = np.full((count, n, d), np.nan, base["z"].dtype), np.full((count, n), np.nan, base["z"].dtype)
+    delta_z, delta_y = (
+        np.full((count, n, d), np.nan, base["z"].dtype),
+        np.full((count, n), np.nan, base["z"].dtype),
+    )
     for part in sorted(p.name for p in (path / "jacobian").glob("pairs-*") if p.is_dir()):
         block = folder.load(part)
         at = np.ix_(block["pair"], block["prompt"])
         delta_z[at], delta_y[at] = block["delta_z"], block["delta_y"]
     if np.isnan(delta_y).any():
-        raise InputError(path / "jacobian", "lacks a block", "run its attribute command again: it continues")
+        raise InputError(
+            path / "jacobian", "lacks a block", "run its attribute command again: it continues"
+        )
     return Cache(
-        path=path, fingerprint=raw["fingerprint"], config=config, inputs=raw["inputs"], alpha=alpha,
-        feature_ids=base["feature_ids"].tolist(), z=base["z"], active=base["active"], y=base["y"], delta_z=delta_z,
-        delta_y=delta_y, prompts=prompts, pairs=pairs,
-    )  # fmt: skip
+        path=path,
+        fingerprint=raw["fingerprint"],
+        config=config,
+        inputs=raw["inputs"],
+        alpha=alpha,
+        feature_ids=base["feature_ids"].tolist(),
+        z=base["z"],
+        active=base["active"],
+        y=base["y"],
+        delta_z=delta_z,
+        delta_y=delta_y,
+        prompts=prompts,
+        pairs=pairs,
+    )

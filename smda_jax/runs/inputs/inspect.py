@@ -9,7 +9,15 @@ from rich.console import Console
 from rich.markup import escape
 
 from smda_jax.data.chat import Chat
-from smda_jax.data.records import SUFFIXES, Pairs, Prompts, load_pairs, load_prompts, overlap, read_table
+from smda_jax.data.records import (
+    SUFFIXES,
+    Pairs,
+    Prompts,
+    load_pairs,
+    load_prompts,
+    overlap,
+    read_table,
+)
 from smda_jax.errors import InputError
 from smda_jax.model import checkpoint
 from smda_jax.model.config import ModelConfig
@@ -29,7 +37,9 @@ def inspect(command: Inspect, console: Console) -> None:
         InputError: one of them cannot be read, or two of them do not fit.
     """
     if not command.paths:
-        raise InputError("inspect", "names nothing to look at", "give a checkpoint, SAE, data file or run folder")
+        raise InputError(
+            "inspect", "names nothing to look at", "give a checkpoint, SAE, data file or run folder"
+        )
     found: dict[type, tuple[str, Any]] = {}
     for path in command.paths:
         thing, text = _describe(path, command)
@@ -39,11 +49,17 @@ def inspect(command: Inspect, console: Console) -> None:
     if ModelConfig in found and SAE in found:
         (_, config), (_, sae) = found[ModelConfig], found[SAE]
         site = resolve_site(sae, config)
-        console.print(f"fits: the SAE reads {site.stream} of layer {site.layer} of {config.layers}, width {config.hidden}")
+        console.print(
+            f"fits: the SAE reads {site.stream} of layer {site.layer} of {config.layers}, width "
+            f"{config.hidden}"
+        )
     if Prompts in found and Pairs in found:
         (_, prompts), (_, pairs) = found[Prompts], found[Pairs]
         shared = overlap(prompts, pairs)
-        console.print(f"fits: {len(shared)} evaluation prompts are also trained on" + (", see --on-overlap" if shared else ""))
+        console.print(
+            f"fits: {len(shared)} evaluation prompts are also trained on"
+            + (", see --on-overlap" if shared else "")
+        )
 
 
 def _describe(path: str, command: Inspect) -> tuple[Any, str]:
@@ -58,8 +74,16 @@ def _describe(path: str, command: Inspect) -> tuple[Any, str]:
         return None, _describe_run(local)
     if is_sae(local):
         sae = load_sae(path, allow_pickle=command.allow_pickle)
-        where = f"{sae.site} of layer {sae.layer}" if sae.layer is not None else "a site its config does not name"
-        return sae, f"SAE ({sae.architecture}): {sae.features} features of width {sae.hidden}, reads {where}"
+        where = (
+            f"{sae.site} of layer {sae.layer}"
+            if sae.layer is not None
+            else "a site its config does not name"
+        )
+        return (
+            sae,
+            f"SAE ({sae.architecture}): {sae.features} features of width {sae.hidden}, reads "
+            f"{where}",
+        )
     if (local / "config.json").is_file():
         return _describe_model(local)
     if local.suffix in SUFFIXES or path.startswith("hub:"):
@@ -78,7 +102,8 @@ def _describe_model(folder: Path) -> tuple[ModelConfig, str]:
     attention, rope = config.attention, config.kinds[0].rope
     kind = "no" if rope is None else type(rope.kind).__name__.lower()
     text = (
-        f"{config.family} checkpoint: {size / 1e6:,.1f} M parameters, {config.layers} layers of width {config.hidden}, "
+        f"{config.family} checkpoint: {size / 1e6:,.1f} M parameters, {config.layers} layers of "
+        f"width {config.hidden}, "
         f"{attention.heads} heads on {attention.kv_heads}, vocabulary {config.vocab}, "
         f"{'tied' if config.tied else 'untied'} embedding, {kind} rope"
     )
@@ -105,7 +130,8 @@ def _describe_data(path: str) -> tuple[Any, str]:
         prompts = load_prompts(path)
         return (
             prompts,
-            f"{len(prompts)} evaluation prompts: {_counts(prompts.label)}; {len(set(prompts.category))} categories",
+            f"{len(prompts)} evaluation prompts: {_counts(prompts.label)}; "
+            f"{len(set(prompts.category))} categories",
         )
     return None, f"table of {table.num_rows} rows: {', '.join(table.column_names[:12])}"
 
@@ -117,9 +143,14 @@ def _counts(labels: list[str | None]) -> str:
 def _describe_run(folder: Path) -> str:
     try:
         run = json.loads((folder / "run.json").read_text())
-        blocks = len(list((folder / "jacobian").glob("pairs-*"))) if (folder / "jacobian").is_dir() else 0
+        blocks = (
+            len(list((folder / "jacobian").glob("pairs-*")))
+            if (folder / "jacobian").is_dir()
+            else 0
+        )
         return (
-            f"run ({run['status']}): engine {run['engine']}, {run['pairs']} pairs on {run['prompts']} prompts, "
+            f"run ({run['status']}): engine {run['engine']}, {run['pairs']} pairs on "
+            f"{run['prompts']} prompts, "
             f"{blocks} pair blocks done, {run['config']['dtype']} on {run['device']['kind']}"
         )
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -32,7 +32,10 @@ from smda_jax.sae.formats import load as load_sae
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything that a run reads. `overlapping` counts evaluation prompts that are also trained on."""
+    """Everything that a run reads.
+
+    `overlapping` counts evaluation prompts that are also trained on.
+    """
 
     question: Question
     sae: SAE
@@ -51,7 +54,8 @@ def warn(console: Console, text: str) -> None:
 
 
 def load_inputs(config: Attribute, console: Console, *, weights: bool = True) -> Inputs:
-    """Reads and checks every input; cheap checks come before the weights, which may be left out (their shapes are not).
+    """Reads and checks every input; cheap checks come before the weights, which may be left out
+    (their shapes are not).
 
     Raises:
         InputError: one of them cannot be used, or they do not fit together.
@@ -84,18 +88,29 @@ def load_inputs(config: Attribute, console: Console, *, weights: bool = True) ->
     prompt_tokens = tokenise_prompts(model, prompts, behaviour, config.max_length)
     pair_tokens = tokenise_pairs(model, pairs, config.max_length)
     texts = [(prompts.where(i), text) for i, text in enumerate(prompts.text)]
-    texts += [(pairs.where(i), p + r) for i, (p, r) in enumerate(zip(pairs.prompt, pairs.response, strict=True))]
-    control = [(where, found[0]) for where, text in texts if (found := model.chat.control_tokens(text))]
+    texts += [
+        (pairs.where(i), p + r)
+        for i, (p, r) in enumerate(zip(pairs.prompt, pairs.response, strict=True))
+    ]
+    control = [
+        (where, found[0]) for where, text in texts if (found := model.chat.control_tokens(text))
+    ]
     if control:
         first = f"{control[0][1]} in {control[0][0]}"
-        warn(console, f"{len(control)} texts spell out control tokens, which are read as such (first: {first})")
+        warn(
+            console,
+            f"{len(control)} texts spell out control tokens, which are read as such (first: "
+            f"{first})",
+        )
     cut = sum(t.truncated for t in pair_tokens)
     if cut:
         warn(console, f"{cut} of {len(pair_tokens)} pairs are cut to {config.max_length} tokens")
     hashes = {
-        "model": hash_path(folder), "sae": hash_path(Path(sae.source)), "eval": hash_path(local_file(config.eval)),
+        "model": hash_path(folder),
+        "sae": hash_path(Path(sae.source)),
+        "eval": hash_path(local_file(config.eval)),
         "pairs": hash_path(local_file(config.pairs)),
-    }  # fmt: skip
+    }
     question = Question(model, behaviour, site)
     return Inputs(
         question, sae, prompts, prompt_tokens, pairs, pair_tokens, overlapping, labels, hashes

@@ -1,4 +1,5 @@
-"""What a cell of a sweep means: which features, prompts and pairs of what a run kept it speaks of."""
+"""What a cell of a sweep means: which features, prompts and pairs of what a run kept it speaks
+of."""
 
 import re
 from functools import cache as cached
@@ -22,9 +23,17 @@ def defaults(reference: Cache) -> dict[str, Any]:
     """Where an axis stands that a grid does not name: at the run's own setting."""
     c = reference.config
     return {
-        "alpha": reference.alpha, "intercept": False, "scaling": "none", "features": "all", "gate": c.gate, "threshold": 0.0,
-        "subset": "all", "pairs": "all", "learning_rate": c.learning_rate, "bootstrap": None,
-    }  # fmt: skip
+        "alpha": reference.alpha,
+        "intercept": False,
+        "scaling": "none",
+        "features": "all",
+        "gate": c.gate,
+        "threshold": 0.0,
+        "subset": "all",
+        "pairs": "all",
+        "learning_rate": c.learning_rate,
+        "bootstrap": None,
+    }
 
 
 def plan_cells(cache: Cache, grid: Grid) -> tuple[Cells, list[dict[str, Any]]]:
@@ -36,12 +45,16 @@ def plan_cells(cache: Cache, grid: Grid) -> tuple[Cells, list[dict[str, Any]]]:
     names = []
     for cell in grid.along(CELL, defaults(cache)):
         names += [cell | {"features": one} for one in _expand(cache, cell["features"])]
-    names = list({digest_of(one): one for one in names}.values())  # one feature set may be asked for twice
+    names = list(
+        {digest_of(one): one for one in names}.values()
+    )  # one feature set may be asked for twice
     mask = np.stack([_mask(cache, one["features"]) for one in names])
     cells = Cells(
-        np.array([float(one["alpha"]) for one in names]), mask, np.array([one["intercept"] for one in names], bool),
+        np.array([float(one["alpha"]) for one in names]),
+        mask,
+        np.array([one["intercept"] for one in names], bool),
         np.array([one["scaling"] == "std" for one in names]),
-    )  # fmt: skip
+    )
     return cells, names
 
 
@@ -61,7 +74,9 @@ def _expand(cache: Cache, spec: Any) -> list[str]:
     if spec == "leave-one-out":
         return [f"without:{i}" for i in cache.feature_ids]
     words = [str(w).strip() for w in (spec if isinstance(spec, list) else str(spec).split(","))]
-    return [",".join(sorted(words, key=int)) if all(w.isdigit() for w in words) else ",".join(words)]
+    return [
+        ",".join(sorted(words, key=int)) if all(w.isdigit() for w in words) else ",".join(words)
+    ]
 
 
 def _mask(cache: Cache, text: str) -> np.ndarray:
@@ -90,7 +105,11 @@ def _mask(cache: Cache, text: str) -> np.ndarray:
         asked = [int(w) for w in words]
         for one in asked:
             if one not in cache.feature_ids:
-                raise InputError(where, f"feature {one} is not in the cache", f"{cache.path} holds {len(ids)} others")
+                raise InputError(
+                    where,
+                    f"feature {one} is not in the cache",
+                    f"{cache.path} holds {len(ids)} others",
+                )
         mask = np.isin(ids, asked) != without
     if not mask.any():
         raise InputError(where, f"{text} leaves no feature: the cell would be empty")
@@ -104,23 +123,33 @@ def chosen_pairs(cache: Cache, spec: Any) -> np.ndarray:
         return np.ones(len(ids), bool)
     own = np.isin(ids, spec) if isinstance(spec, list) else np.array([x == spec for x in label])
     if not own.any():
-        raise InputError("pairs", f"no pair is {spec}: the cell would be empty", "all, a label, or a list of pair ids")
+        raise InputError(
+            "pairs",
+            f"no pair is {spec}: the cell would be empty",
+            "all, a label, or a list of pair ids",
+        )
     return own
 
 
 def activations(cache: Cache, gate: str, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """X and ΔX where a feature counts as active above `threshold`, behind the gate or with it open."""
+    """X and ΔX where a feature counts as active above `threshold`, behind the gate or with it
+    open."""
     active = cache.active & (cache.z > threshold) if threshold else cache.active
     X = np.where(active, cache.z, 0).astype(np.float64)
     if gate == "on":
         return X, np.where(active[None], cache.delta_z, 0)
     if np.isnan(cache.delta_z).any():
-        raise InputError("gate", "off asks for changes of inactive features, which were not kept", "attribute --keep features")
+        raise InputError(
+            "gate",
+            "off asks for changes of inactive features, which were not kept",
+            "attribute --keep features",
+        )
     return X, cache.delta_z
 
 
 def weights_of(cache: Cache, subset: str, resample: int | None) -> np.ndarray:
-    """How often every prompt counts: once inside the subset, or as often as a resample of it draws the prompt."""
+    """How often every prompt counts: once inside the subset, or as often as a resample of it draws
+    the prompt."""
     refused = [bool(r) for r in cache.prompts["refused"]]
     rows = subsets((subset,), cache.prompts["label"], refused, cache.config.seed)[subset]
     weight = np.zeros(len(refused))
@@ -128,7 +157,9 @@ def weights_of(cache: Cache, subset: str, resample: int | None) -> np.ndarray:
         weight[rows] = 1
     else:
         # Resample k of a sweep is resample k of the run.
-        weight[rows] = _resamples(len(rows), 1 << resample.bit_length(), cache.config.seed)[resample]
+        weight[rows] = _resamples(len(rows), 1 << resample.bit_length(), cache.config.seed)[
+            resample
+        ]
     return weight
 
 

@@ -16,12 +16,30 @@ from smda_jax.runs.config import Attribute
 
 # Answered from what a run kept.
 FREE = (
-    "alpha", "intercept", "scaling", "features", "gate", "threshold", "subset", "pairs", "learning_rate", "bootstrap",
-)  # fmt: skip
+    "alpha",
+    "intercept",
+    "scaling",
+    "features",
+    "gate",
+    "threshold",
+    "subset",
+    "pairs",
+    "learning_rate",
+    "bootstrap",
+)
 # Need the run again with another option of `attribute`.
 PASS = (
-    "model", "sae", "layer", "encoder", "targets", "target_ids", "loss_scope", "max_length", "update", "dtype",
-)  # fmt: skip
+    "model",
+    "sae",
+    "layer",
+    "encoder",
+    "targets",
+    "target_ids",
+    "loss_scope",
+    "max_length",
+    "update",
+    "dtype",
+)
 
 
 @dataclass(frozen=True)
@@ -55,18 +73,24 @@ class Grid:
 def read_grid(source: Path | dict[str, Any]) -> Grid:
     """A grid from a YAML file, or from what such a file holds.
 
-    An axis is a value, a list, or `{linspace: [low, high, n]}` or `{logspace: [low, high, n]}` (exponents of ten); `bootstrap:
-    100` draws so many resamples.
+    An axis is a value, a list, or `{linspace: [low, high, n]}` or `{logspace: [low, high, n]}`
+    (exponents of ten); `bootstrap: 100` draws so many resamples.
 
     Raises:
         InputError: unreadable, an unknown axis, or one without values.
     """
     where = source if isinstance(source, Path) else "grid"
     try:
-        raw = yaml.safe_load(source.read_text(encoding="utf-8")) if isinstance(source, Path) else source
+        raw = (
+            yaml.safe_load(source.read_text(encoding="utf-8"))
+            if isinstance(source, Path)
+            else source
+        )
     except (OSError, yaml.YAMLError) as error:
         first = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
-        raise InputError(where, f"cannot be read: {first}", "a YAML file: axis: [values]") from error
+        raise InputError(
+            where, f"cannot be read: {first}", "a YAML file: axis: [values]"
+        ) from error
     if not isinstance(raw, dict) or not raw:
         raise InputError(where, "names no axis", "e.g. alpha: [1, 5, 25]")
     axes = {}
@@ -80,8 +104,15 @@ def read_grid(source: Path | dict[str, Any]) -> Grid:
 def _values(name: str, value: Any, where: object) -> list[Any]:
     if isinstance(value, dict):
         kind, bounds = next(iter(value.items()), ("", None))
-        if kind not in ("linspace", "logspace") or len(value) != 1 or not isinstance(bounds, list) or len(bounds) != 3:
-            raise InputError(where, f"{name}: {value!r} is no axis", "a list, or {logspace: [low, high, n]}")
+        if (
+            kind not in ("linspace", "logspace")
+            or len(value) != 1
+            or not isinstance(bounds, list)
+            or len(bounds) != 3
+        ):
+            raise InputError(
+                where, f"{name}: {value!r} is no axis", "a list, or {logspace: [low, high, n]}"
+            )
         low, high, n = bounds
         found = getattr(np, kind)(float(low), float(high), int(n)).tolist()
     elif name == "bootstrap" and isinstance(value, int) and value < 1:
@@ -98,12 +129,16 @@ def _values(name: str, value: Any, where: object) -> list[Any]:
         found = [kinds[name](v) for v in found] if name in kinds else found
     except (TypeError, ValueError):
         raise InputError(where, f"{name}: {found!r} are not numbers") from None
-    allowed = {"intercept": (True, False), "scaling": ("none", "std"), "gate": ("on", "off")}.get(name)
+    allowed = {"intercept": (True, False), "scaling": ("none", "std"), "gate": ("on", "off")}.get(
+        name
+    )
     # YAML reads a bare on and off as booleans.
     found = [("on" if v else "off") if name == "gate" and isinstance(v, bool) else v for v in found]
     for v in found:
         if allowed is not None and v not in allowed:
-            raise InputError(where, f"{name}: {v!r} is not known", f"one of {', '.join(map(str, allowed))}")
+            raise InputError(
+                where, f"{name}: {v!r} is not known", f"one of {', '.join(map(str, allowed))}"
+            )
         if name in ("alpha", "learning_rate", "threshold") and not float(v) >= 0:
             raise InputError(where, f"{name}: {v:g} is below 0")
     if len({json.dumps(v) for v in found}) < len(found):

@@ -23,11 +23,22 @@ def show(folder: Path, console: Console) -> None:
     if not path.exists():
         if not (folder / "sweep.json").exists():
             raise InputError(folder, "is no sweep", "give the folder that sweep --out named")
-        raise InputError(folder, "holds no finished sweep", "run its sweep command again: it continues")
+        raise InputError(
+            folder, "holds no finished sweep", "run its sweep command again: it continues"
+        )
     columns = pq.read_table(path).to_pydict()
     axes = [name for name in json.loads((folder / "sweep.json").read_text())["grid"]]
-    figures = ("pairs_rank_correlation", "coefficients_rank_correlation", "r2_held_out", "median_score")
-    table = Table(title="Share of the variance that goes with each axis", title_justify="left", box=box.SIMPLE_HEAD)
+    figures = (
+        "pairs_rank_correlation",
+        "coefficients_rank_correlation",
+        "r2_held_out",
+        "median_score",
+    )
+    table = Table(
+        title="Share of the variance that goes with each axis",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
     for name in ("axis", "values", "pairs' ranks", "weights' ranks", "held-out R²", "median score"):
         table.add_column(name, justify="left" if name == "axis" else "right", overflow="fold")
     shares = {axis: [_explained(columns[axis], columns[f]) for f in figures] for axis in axes}

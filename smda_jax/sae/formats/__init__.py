@@ -57,7 +57,9 @@ def load(source: str | Path, dtype: Any = jnp.float32, *, allow_pickle: bool = F
         if (folder / form.file).exists():
             if form.pickled and not allow_pickle:
                 remedy = "--allow-pickle if you trust it"
-                raise InputError(folder / form.file, "is a pickle, which is not read unasked", remedy)
+                raise InputError(
+                    folder / form.file, "is a pickle, which is not read unasked", remedy
+                )
             return import_module(f"{__name__}.{form.module}").read(folder, dtype)
     names = [form.file for form in FORMATS]
     what = f"holds no {', '.join(names[:-1])} or {names[-1]}"

@@ -60,10 +60,15 @@ def parse_hook(hook: str) -> tuple[str | None, int | None]:
     face = re.fullmatch(r"(?:model\.)?(?:layers|h)\.(\d+)(?:\.(mlp|self_attn|attn))?", hook)
     if face:
         return {None: "resid_post", "mlp": "mlp_module"}.get(face[2], "attn_module"), int(face[1])
-    raise InputError(hook, "this site of the model is not implemented", "resid_pre, resid_post, mlp_out and attn_out are")
+    raise InputError(
+        hook,
+        "this site of the model is not implemented",
+        "resid_pre, resid_post, mlp_out and attn_out are",
+    )
 
 
 def read_config(folder: Path, name: str = "cfg.json") -> dict[str, Any]:
+    """A JSON file. Raises InputError: it cannot be read."""
     try:
         return json.loads((folder / name).read_text())
     except (OSError, ValueError) as error:
@@ -71,42 +76,57 @@ def read_config(folder: Path, name: str = "cfg.json") -> dict[str, Any]:
 
 
 class Tensors:
-    """Tensors of one file, each asked for once and checked; what nothing asked for is refused at the end."""
+    """Tensors of one file, each asked for once and checked; what nothing asked for is refused at
+    the end."""
 
     def __init__(self, path: Path, values: dict[str, np.ndarray], dtype: Any):
         self.path, self.values, self.dtype = path, values, dtype
 
     @classmethod
     def read(cls, path: Path, dtype: Any) -> "Tensors":
+        """Those of a safetensors file. Raises InputError: it cannot be read."""
         try:
             with safe_open(path, framework="numpy") as file:
                 return cls(path, {name: file.get_tensor(name) for name in file.keys()}, dtype)  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise InputError(path, f"not a readable safetensors file: {error}", "fetch it again") from error
+            raise InputError(
+                path, f"not a readable safetensors file: {error}", "fetch it again"
+            ) from error
 
     def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """A tensor in float64. Raises InputError: it is missing, misshapen or not finite."""
         if name not in self.values:
             raise InputError(self.path, f"tensor {name} is missing")
         value = self.values.pop(name)
         if value.shape != shape:
-            raise InputError(self.path, f"tensor {name} has shape {value.shape}, its config asks for {shape}")
+            raise InputError(
+                self.path, f"tensor {name} has shape {value.shape}, its config asks for {shape}"
+            )
         value = value.astype(np.float64)
         if not np.isfinite(value).all():
             raise InputError(self.path, f"tensor {name} holds NaN or infinity")
         return value
 
     def done(self) -> None:
+        """Raises InputError: a tensor is left that nothing asked for."""
         if self.values:
-            raise InputError(self.path, f"holds tensors its architecture has no use for: {', '.join(sorted(self.values))}")
+            raise InputError(
+                self.path,
+                f"holds tensors its architecture has no use for: {', '.join(sorted(self.values))}",
+            )
 
     def encoder(self, W: np.ndarray, b: np.ndarray, rule: Rule, **rest: Any) -> Encoder:
         """Everything is folded in float64 and rounded once, here."""
         self.done()
-        arrays: dict[str, Any] = {k: jnp.asarray(v, self.dtype) if isinstance(v, np.ndarray) else v for k, v in rest.items()}
+        arrays: dict[str, Any] = {
+            k: jnp.asarray(v, self.dtype) if isinstance(v, np.ndarray) else v
+            for k, v in rest.items()
+        }
         return Encoder(jnp.asarray(W, self.dtype), jnp.asarray(b, self.dtype), rule=rule, **arrays)
 
 
 def sizes(raw: dict[str, Any], path: Path, *names: str) -> list[int]:
+    """Whole numbers of a config. Raises InputError: one is missing."""
     for name in names:
         if not isinstance(raw.get(name), int):
             raise InputError(path, f"{name} is missing")
@@ -114,6 +134,7 @@ def sizes(raw: dict[str, Any], path: Path, *names: str) -> list[int]:
 
 
 def own_site(hook: str, path: Path, layer: int | None = None) -> tuple[str | None, int | None]:
+    """(site, layer) of a hook; `layer` where the hook names none. Raises InputError."""
     try:
         site, own = parse_hook(hook)
     except InputError as error:

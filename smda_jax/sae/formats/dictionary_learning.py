@@ -30,12 +30,27 @@ def read(folder: Path, dtype: Any) -> SAE:
     s, d = t.values["encoder.weight"].shape
     W, b = t.take("encoder.weight", (s, d)).T, t.take("encoder.bias", (s,))
     t.take("decoder.weight", (d, s))
-    raw = read_config(folder, "config.json").get("trainer", {}) if (folder / "config.json").exists() else {}
-    # A top-k autoencoder stores a threshold too, which its own encoder does not use: the tensors alone do not tell.
-    kinds: dict[str, Rule] = {"AutoEncoder": "relu", "AutoEncoderTopK": "top_k", "BatchTopKSAE": "threshold"}
-    name = raw.get("dict_class") or ("AutoEncoder" if not {"k", "threshold"} & set(t.values) else None)
+    raw = (
+        read_config(folder, "config.json").get("trainer", {})
+        if (folder / "config.json").exists()
+        else {}
+    )
+    # A top-k autoencoder stores a threshold too, which its own encoder does not use: the tensors
+    # alone do not tell.
+    kinds: dict[str, Rule] = {
+        "AutoEncoder": "relu",
+        "AutoEncoderTopK": "top_k",
+        "BatchTopKSAE": "threshold",
+    }
+    name = raw.get("dict_class") or (
+        "AutoEncoder" if not {"k", "threshold"} & set(t.values) else None
+    )
     if name not in kinds:
-        raise InputError(path, f"dict_class {name!r} is not implemented", f"its config.json names one of {', '.join(kinds)}")
+        raise InputError(
+            path,
+            f"dict_class {name!r} is not implemented",
+            f"its config.json names one of {', '.join(kinds)}",
+        )
     rule = kinds[name]
     rest: dict[str, Any] = {"shift": t.take("b_dec" if "b_dec" in t.values else "bias", (d,))}
     k, threshold = t.values.pop("k", None), t.values.pop("threshold", None)
@@ -55,12 +70,11 @@ def _needed(value: Any, path: Path, name: str) -> Any:
 
 
 def _dictionary_site(hook: str, layer: int | None, path: Path) -> tuple[str | None, int | None]:
-    """Submodules are named `resid_post_layer_3`; without a name only the layer is known, of the residual stream."""
+    """Submodules are named `resid_post_layer_3`; without a name only the layer is known, of the
+    residual stream."""
     if not hook:
         return None, layer
     named = re.fullmatch(r"(resid_post|resid_pre|mlp_out|attention_out)_layer_(\d+)", hook)
     if not named:
         return own_site(hook, path, layer)
     return named[1].replace("attention_out", "attn_out"), int(named[2])
-
-

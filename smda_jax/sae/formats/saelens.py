@@ -45,9 +45,16 @@ def read(folder: Path, dtype: Any) -> SAE:
     t = Tensors.read(folder / "sae_weights.safetensors", dtype)
     d, s = sizes(raw, path, "d_in", "d_sae")
     W, W_dec, b_dec = t.take("W_enc", (d, s)), t.take("W_dec", (s, d)), t.take("b_dec", (d,))
-    common = {"normalisation": norm, "shift": b_dec if raw.get("apply_b_dec_to_input", True) else None}
+    common = {
+        "normalisation": norm,
+        "shift": b_dec if raw.get("apply_b_dec_to_input", True) else None,
+    }
     # Scaling pre-activations by the decoder's norm is the same as scaling the encoder's columns.
-    fold = np.maximum(np.linalg.norm(W_dec, axis=1), _FOLDED_BY_SIGN) if raw.get("rescale_acts_by_decoder_norm") else 1.0
+    fold = (
+        np.maximum(np.linalg.norm(W_dec, axis=1), _FOLDED_BY_SIGN)
+        if raw.get("rescale_acts_by_decoder_norm")
+        else 1.0
+    )
 
     def bias() -> np.ndarray:
         return t.take("b_enc", (s,))
@@ -75,11 +82,17 @@ def read(folder: Path, dtype: Any) -> SAE:
         return t.encoder(W * scale, t.take("b_mag", (s,)), "gated", **gate, **common)
 
     readers: dict[str, Callable[[], Encoder]] = {
-        "standard": standard, "topk": topk, "jumprelu": jumprelu, "gated": gated, "batchtopk": batchtopk,
+        "standard": standard,
+        "topk": topk,
+        "jumprelu": jumprelu,
+        "gated": gated,
+        "batchtopk": batchtopk,
         "matryoshka_batchtopk": batchtopk,
-    }  # fmt: skip
+    }
     if kind not in readers:
-        raise InputError(path, f"architecture {kind!r} is not implemented", f"{', '.join(readers)} are")
+        raise InputError(
+            path, f"architecture {kind!r} is not implemented", f"{', '.join(readers)} are"
+        )
     return SAE(
         readers[kind](),
         kind,
@@ -90,19 +103,43 @@ def read(folder: Path, dtype: Any) -> SAE:
 
 
 def save_saelens(
-    folder: Path, *, W_enc: Array, b_enc: Array, W_dec: Array, b_dec: Array, threshold: float, hook: str, model: str
+    folder: Path,
+    *,
+    W_enc: Array,
+    b_enc: Array,
+    W_dec: Array,
+    b_dec: Array,
+    threshold: float,
+    hook: str,
+    model: str,
 ) -> None:
-    """Writes a trained BatchTopK SAE as SAELens saves one for inference: JumpReLU, everything that can be folded folded in."""
+    """Writes a trained BatchTopK SAE as SAELens saves one for inference: JumpReLU, everything that
+    can be folded folded in."""
     tensors = {
-        "W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec, "threshold": jnp.full_like(b_enc, threshold),
-    }  # fmt: skip
+        "W_enc": W_enc,
+        "b_enc": b_enc,
+        "W_dec": W_dec,
+        "b_dec": b_dec,
+        "threshold": jnp.full_like(b_enc, threshold),
+    }
     config = {
-        "architecture": "jumprelu", "d_in": W_enc.shape[0], "d_sae": W_enc.shape[1], "dtype": "float32", "device": "cpu",
-        "apply_b_dec_to_input": False, "normalize_activations": "none", "reshape_activations": "none",
-        "metadata": {"sae_lens_version": "6.54.12", "model_name": model, "hook_name": hook, "prepend_bos": True},
-    }  # fmt: skip
+        "architecture": "jumprelu",
+        "d_in": W_enc.shape[0],
+        "d_sae": W_enc.shape[1],
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {
+            "sae_lens_version": "6.54.12",
+            "model_name": model,
+            "hook_name": hook,
+            "prepend_bos": True,
+        },
+    }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cfg.json").write_text(json.dumps(config, indent=2) + "\n")
-    save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / "sae_weights.safetensors")
-
-
+    save_file(
+        {k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / "sae_weights.safetensors"
+    )

@@ -65,7 +65,7 @@ class Update:
         """A norm scale's step."""
         return g
 
-    def final_norm(self, g: Float[Array, "pair hidden"]) -> Float[Array, "pair hidden"]:
+    def final_norm(self, g: Float[Array, "*pair hidden"]) -> Float[Array, "*pair hidden"]:
         """The final norm's step."""
         return g
 

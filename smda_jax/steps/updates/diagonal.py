@@ -59,7 +59,7 @@ class Diagonal(Update):
         """See `Update`."""
         return g * part[op.name].w
 
-    def final_norm(self, g: Float[Array, "pair hidden"]) -> Float[Array, "pair hidden"]:
+    def final_norm(self, g: Float[Array, "*pair hidden"]) -> Float[Array, "*pair hidden"]:
         """See `Update`."""
         return g * jnp.broadcast_to(self.factor.final_norm, g.shape)
 
@@ -69,8 +69,8 @@ class Diagonal(Update):
 
     def unembed(self, step: UnembedStep) -> ScaledUnembedStep:
         """See `Update`."""
-        tied = self.factor.unembed is None
-        return ScaledUnembedStep(step, self.factor.embed if tied else self.factor.unembed)
+        own = self.factor.unembed
+        return ScaledUnembedStep(step, self.factor.embed if own is None else own)
 
     def pull(self, query: Params) -> Params:
         """See `Update`."""

@@ -9,16 +9,23 @@ import time
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import IDS
+from support import IDS
 
 
 def command(files, out, *more: str) -> list[str]:
     options = [f"--{name}={path}" for name, path in files.items()]
     features = ",".join(map(str, IDS))
     return [
-        sys.executable, "-m", "smda_jax", "attribute", *options, f"--features={features}", f"--out={out}", "--dtype=float64",
+        sys.executable,
+        "-m",
+        "smda_jax",
+        "attribute",
+        *options,
+        f"--features={features}",
+        f"--out={out}",
+        "--dtype=float64",
         *more,
-    ]  # fmt: skip
+    ]
 
 
 def environment(devices: int, **more: str) -> dict[str, str]:
@@ -34,16 +41,27 @@ def influence(out) -> np.ndarray:
 @pytest.fixture(scope="module")
 def alone(files, tmp_path_factory):
     out = tmp_path_factory.mktemp("alone") / "run"
-    subprocess.run(command(files, out, "--engine=forward"), check=True, capture_output=True, env=environment(1))
+    subprocess.run(
+        command(files, out, "--engine=forward"), check=True, capture_output=True, env=environment(1)
+    )
     return influence(out)
 
 
 @pytest.mark.parametrize(
     "options",
-    [["--engine=reverse", "--shard-params=2"], ["--engine=query"], ["--engine=forward", "--shard-params=8"]],
+    [
+        ["--engine=reverse", "--shard-params=2"],
+        ["--engine=query"],
+        ["--engine=forward", "--shard-params=8"],
+    ],
 )
 def test_eight_devices_give_the_result_of_one(files, tmp_path, alone, options):
-    done = subprocess.run(command(files, tmp_path / "run", *options), capture_output=True, text=True, env=environment(8))
+    done = subprocess.run(
+        command(files, tmp_path / "run", *options),
+        capture_output=True,
+        text=True,
+        env=environment(8),
+    )
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(influence(tmp_path / "run"), alone, rtol=1e-8, atol=1e-13)
 
@@ -55,11 +73,14 @@ def start_two(files, out, *options: str) -> list[subprocess.Popen]:
     own = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
     return [
         subprocess.Popen(
-            command(files, out, "--distributed", *options), env=environment(2, JAX_PROCESS_ID=str(i), **own), text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            command(files, out, "--distributed", *options),
+            env=environment(2, JAX_PROCESS_ID=str(i), **own),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         for i in range(2)
-    ]  # fmt: skip
+    ]
 
 
 def test_two_processes_give_the_result_of_one(files, tmp_path, alone):
@@ -71,7 +92,9 @@ def test_two_processes_give_the_result_of_one(files, tmp_path, alone):
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_process_that_dies_ends_the_run_and_leaves_a_folder_that_continues(files, tmp_path, alone, victim):
+def test_a_process_that_dies_ends_the_run_and_leaves_a_folder_that_continues(
+    files, tmp_path, alone, victim
+):
     out = tmp_path / "run"
     both = start_two(files, out, "--engine=forward", "--pair-block=1")
     while not list((out / "jacobian").glob("pairs-*")):
@@ -87,5 +110,7 @@ def test_a_process_that_dies_ends_the_run_and_leaves_a_folder_that_continues(fil
     else:  # JAX's coordination service ran there: JAX itself ends the other
         assert both[1].returncode != 0, error
         assert "another task died" in error
-    subprocess.run(command(files, out, "--engine=forward", "--pair-block=1"), check=True, env=environment(1))
+    subprocess.run(
+        command(files, out, "--engine=forward", "--pair-block=1"), check=True, env=environment(1)
+    )
     np.testing.assert_allclose(influence(out), alone, rtol=1e-8, atol=1e-13)

@@ -9,23 +9,10 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import PAIRS, PROMPTS
 from safetensors.numpy import load_file, save_file
-from test_run import run
+from support import PAIRS, PROMPTS, fails, run
 
 from smda_jax.cli import main
-
-
-def fails(capsys, call, *words: str) -> str:
-    with pytest.raises(SystemExit) as stop:
-        call()
-    error = capsys.readouterr().err
-    assert stop.value.code == 2, error
-    assert error.count("\n") == 1, error
-    assert error.startswith("smda-jax: error: ")
-    for word in words:
-        assert word in error, error
-    return error
 
 
 def rows(path, *records):
@@ -67,7 +54,9 @@ def test_options_that_no_run_can_use(files, tmp_path, capsys, options, words):
     names = {option.split("=")[0].removeprefix("--") for option in options}
     kept = {k: v for k, v in files.items() if k not in names}
     fails(capsys, lambda: run(kept, tmp_path / "run", *options), *words)
-    if "cannot be factored" not in words:  # found at the end, when the cache is already worth keeping
+    if (
+        "cannot be factored" not in words
+    ):  # found at the end, when the cache is already worth keeping
         assert not (tmp_path / "run").exists()
 
 
@@ -80,7 +69,11 @@ def test_options_that_no_run_can_use(files, tmp_path, capsys, options, words):
             [{"prompt": PAIRS[1][0] + " "}, {"prompt": "x"}],
             ["row 1", "also trained on in pairs.jsonl, row 2", "--on-overlap"],
         ),
-        ("eval", [{"prompt": "x", "prompt_label": "bad"}], ["bad.jsonl, row 1", "unknown prompt_label"]),
+        (
+            "eval",
+            [{"prompt": "x", "prompt_label": "bad"}],
+            ["bad.jsonl, row 1", "unknown prompt_label"],
+        ),
         (
             "pairs",
             [{"prompt": "x", "response": "y"}, {"prompt": LONG["prompt"], "response": "y"}],
@@ -96,7 +89,9 @@ def test_records_that_no_run_can_use(files, tmp_path, capsys, which, records, wo
 
 
 def test_overlap_dropped_or_kept_is_said_and_recorded(files, tmp_path, capsys):
-    overlapping = rows(tmp_path / "eval.jsonl", *({"prompt": p} for p, _ in PROMPTS), {"prompt": PAIRS[0][0]})
+    overlapping = rows(
+        tmp_path / "eval.jsonl", *({"prompt": p} for p, _ in PROMPTS), {"prompt": PAIRS[0][0]}
+    )
     for policy, count in (("drop", len(PROMPTS)), ("keep", len(PROMPTS) + 1)):
         out = run(files | {"eval": overlapping}, tmp_path / policy, f"--on-overlap={policy}")
         record = json.loads((out / "run.json").read_text())
@@ -148,17 +143,29 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(files, tmp_path,
     tensors = load_file(model / "model.safetensors")
     name = "model.embed_tokens.weight"
     save_file(tensors | {name: tensors[name][:300].copy()}, model / "model.safetensors")
-    fails(capsys, lambda: run(files | {"model": model}, tmp_path / "run"), "is beyond the model's vocabulary of 300")
+    fails(
+        capsys,
+        lambda: run(files | {"model": model}, tmp_path / "run"),
+        "is beyond the model's vocabulary of 300",
+    )
 
 
 def test_an_empty_subset_is_refused_before_anything_is_written(files, tmp_path, capsys):
     bare = rows(tmp_path / "bare.jsonl", *({"prompt": p} for p, _ in PROMPTS))
-    fails(capsys, lambda: run(files | {"eval": bare}, tmp_path / "run", "--subset", "balanced"), "balanced is empty")
+    fails(
+        capsys,
+        lambda: run(files | {"eval": bare}, tmp_path / "run", "--subset", "balanced"),
+        "balanced is empty",
+    )
     assert not (tmp_path / "run").exists()
 
 
 def test_control_tokens_in_a_text_are_said(files, tmp_path, capsys):
-    odd = rows(tmp_path / "odd.jsonl", *({"prompt": p} for p, _ in PROMPTS), {"prompt": "[bold]Hi <|eot_id|> there"})
+    odd = rows(
+        tmp_path / "odd.jsonl",
+        *({"prompt": p} for p, _ in PROMPTS),
+        {"prompt": "[bold]Hi <|eot_id|> there"},
+    )
     run(files | {"eval": odd}, tmp_path / "run")
     assert "1 texts spell out control tokens" in capsys.readouterr().out
 
@@ -192,7 +199,13 @@ def test_folders_that_cannot_be_the_run_folder(files, tmp_path, capsys):
 
 
 def test_a_step_that_turns_non_finite_names_its_pair(files, tmp_path, capsys):
-    fails(capsys, lambda: run(files, tmp_path / "run", "--learning-rate=1e39"), "pairs.jsonl, row", "(pair ", "is not finite")
+    fails(
+        capsys,
+        lambda: run(files, tmp_path / "run", "--learning-rate=1e39"),
+        "pairs.jsonl, row",
+        "(pair ",
+        "is not finite",
+    )
 
 
 def test_a_damaged_block_is_named_with_its_remedy(files, tmp_path, capsys):
@@ -209,7 +222,7 @@ def test_a_damaged_block_is_named_with_its_remedy(files, tmp_path, capsys):
 
 
 def test_too_little_memory_is_said_in_one_line(files, tmp_path, capsys, monkeypatch):
-    from smda_jax.jacobian import programs
+    from smda_jax.runtime import programs
 
     monkeypatch.setattr(programs, "memory_limit", lambda: 1000)
     error = fails(capsys, lambda: run(files, tmp_path / "run"))
@@ -238,8 +251,15 @@ def test_inspect_describes_and_says_what_fits(files, tmp_path, capsys):
     capsys.readouterr()
     main(["inspect", *map(str, files.values()), str(out)])
     text = capsys.readouterr().out
-    for words in ("llama checkpoint", "SAE (jumprelu): 33 features", "7 evaluation prompts", "5 training pairs",
-                  "run (complete)", "the SAE reads resid_post of layer 1 of 3", "0 evaluation prompts"):  # fmt: skip
+    for words in (
+        "llama checkpoint",
+        "SAE (jumprelu): 33 features",
+        "7 evaluation prompts",
+        "5 training pairs",
+        "run (complete)",
+        "the SAE reads resid_post of layer 1 of 3",
+        "0 evaluation prompts",
+    ):
         assert words in text
     main(["inspect", str(out / "policy.json"), str(out / "run.json")])
     assert "policy: 5 features" in capsys.readouterr().out
@@ -254,7 +274,9 @@ def test_no_command_of_a_checkpoint_is_run(files, tmp_path, capsys):
     raw |= {"auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}, "tokenizer_class": "Evil"}
     (model / "tokenizer_config.json").write_text(json.dumps(raw))
     (model / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
-    with contextlib.suppress(SystemExit):  # whether the plain tokenizer can be read all the same is up to transformers
+    with contextlib.suppress(
+        SystemExit
+    ):  # whether the plain tokenizer can be read all the same is up to transformers
         run(files | {"model": model}, tmp_path / "run")
     assert not (tmp_path / "ran").exists()
 
@@ -264,14 +286,17 @@ def test_help_names_every_field_and_imports_nothing_heavy():
         "import sys; from smda_jax.cli import main\n"
         "try: main(sys.argv[1:])\n"
         "except SystemExit: pass\n"
-        "print([m for m in ('jax', 'transformers', 'orbax', 'scipy', 'pyarrow', 'numpy') if m in sys.modules])"
+        "print([m for m in ('jax', 'transformers', 'orbax', 'scipy', 'pyarrow', 'numpy') if m "
+        "in sys.modules])"
     )
     from dataclasses import fields
 
     from smda_jax.runs.config import Attribute
 
     for command in (["--help"], ["attribute", "--help"]):
-        out = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=True).stdout
+        out = subprocess.run(
+            [sys.executable, "-c", code, *command], capture_output=True, text=True, check=True
+        ).stdout
         assert out.endswith("[]\n"), out[-200:]
     for f in fields(Attribute):
         assert f"--{f.name.replace('_', '-')}" in out

@@ -1,20 +1,20 @@
-"""Intervals: resampled policies against NumPy, how often they hold a truth that is known, and what a run writes of them."""
+"""Intervals: resampled policies against NumPy, how often they hold a truth that is known, and what
+a run writes of them."""
 
 import json
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import IDS, PAIRS
-from test_run import run, table
-from test_sweep import refit as least_squares
+from support import IDS, PAIRS, run, table
+from support import refit as least_squares
 
 from smda_jax.errors import InputError
 from smda_jax.policy.bootstrap import interval, refit, resamples, shifts
 from smda_jax.policy.curation import can_be_flagged, misaligned
 from smda_jax.policy.ridge import Fit, ridge
-from smda_jax.runs.confidence import Resampled
-from smda_jax.runs.policies import Policy
+from smda_jax.runs.attribution.confidence import Resampled
+from smda_jax.runs.attribution.policies import Policy
 
 
 def test_resampled_shifts_equal_differences_of_refits():
@@ -27,15 +27,18 @@ def test_resampled_shifts_equal_differences_of_refits():
     found, every = refit(X, Y, 0.7, weights), np.ones(d, bool)
     for i, draws in enumerate(shifts(X, found, dX, dY)):
         for w, W, got in zip(weights, np.asarray(found.W), draws, strict=True):
-            np.testing.assert_allclose(W, least_squares(X, Y, w, 0.7, every, False, np.ones(d))[0], rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose(
+                W, least_squares(X, Y, w, 0.7, every)[0], rtol=1e-9, atol=1e-12
+            )
             steps = (-2e-4, -1e-4, 1e-4, 2e-4)
-            at = {s: least_squares(X + s * dX[i], Y + s * dY[i], w, 0.7, every, False, np.ones(d))[0] for s in steps}
+            at = {s: least_squares(X + s * dX[i], Y + s * dY[i], w, 0.7, every)[0] for s in steps}
             slope = (8 * (at[1e-4] - at[-1e-4]) - (at[2e-4] - at[-2e-4])) / 12e-4
             np.testing.assert_allclose(got, slope, rtol=1e-6, atol=1e-9)
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say():
-    """Prompts drawn from one population: intervals of W and of ΔW hold the population's values in 95 of 100 draws."""
+    """Prompts drawn from one population: intervals of W and of ΔW hold the population's values in
+    95 of 100 draws."""
     r = np.random.default_rng(0)
     d, n, rounds = 3, 150, 200
     truth, slope = np.array([1.0, -0.5, 0.0]), np.array([0.3, 0.1, -0.2])
@@ -45,7 +48,8 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
         dY = X @ slope + r.normal(size=n)
         return X, X @ truth + r.normal(size=n), (X > 0) * r.normal(size=(n, d)), dY
 
-    # In the population U⁻¹XᵀΔY = slope, and ΔX, which is independent noise, shrinks W: U⁻¹ΔXᵀ(Y − XW) − U⁻¹XᵀΔX W = 0.
+    # In the population U⁻¹XᵀΔY = slope, and ΔX, which is independent noise, shrinks W: U⁻¹ΔXᵀ(Y −
+    # XW) − U⁻¹XᵀΔX W = 0.
     inside = np.zeros((2, d))
     for _ in range(rounds):
         X, Y, dX, dY = draw(n)
@@ -72,7 +76,15 @@ def test_flags_are_of_the_pairs_on_the_other_classes_side():
 
 
 def test_a_run_says_how_sure_it_is(files, tmp_path):
-    out = run(files, tmp_path / "run", "--dtype=float64", "--engine=reverse", "--bootstrap=200", "--subset", "natural")
+    out = run(
+        files,
+        tmp_path / "run",
+        "--dtype=float64",
+        "--engine=reverse",
+        "--bootstrap=200",
+        "--subset",
+        "natural",
+    )
     influence, pairs = table(out, "influence.parquet"), table(out, "pairs.parquet")
     assert (influence["delta_w_low"] <= influence["delta_w_high"]).all()
     assert ((influence["sign_stability"] >= 0) & (influence["sign_stability"] <= 1)).all()
@@ -80,7 +92,9 @@ def test_a_run_says_how_sure_it_is(files, tmp_path):
     assert (pairs["score_low"] < pairs["score_high"]).all()
     assert (pairs["mean_delta_y_low"] <= pairs["mean_delta_y"]).all()
     assert (pairs["mean_delta_y_high"] >= pairs["mean_delta_y"]).all()
-    assert (pairs["flagged_delta_y"] == misaligned(pairs["mean_delta_y"], pairs["label"].tolist())).all()
+    assert (
+        pairs["flagged_delta_y"] == misaligned(pairs["mean_delta_y"], pairs["label"].tolist())
+    ).all()
     policy = json.loads((out / "policy.json").read_text())["metadata"]["bootstrap"]
     assert policy["resamples"] == 200
     assert len(policy["low"]) == len(IDS)
@@ -88,10 +102,20 @@ def test_a_run_says_how_sure_it_is(files, tmp_path):
     classes = json.loads((out / "run.json").read_text())["summary"]["classes"]
     assert all(c["median_score_low"] <= c["median_score_high"] for c in classes.values())
     # Blocks of pairs come by length, and what is said of each is its own.
-    whole = run(files, tmp_path / "whole", "--dtype=float64", "--engine=reverse", "--bootstrap=200", "--pair-block=5",
-                "--subset", "natural")  # fmt: skip
+    whole = run(
+        files,
+        tmp_path / "whole",
+        "--dtype=float64",
+        "--engine=reverse",
+        "--bootstrap=200",
+        "--pair-block=5",
+        "--subset",
+        "natural",
+    )
     for name in ("score_low", "score_high", "flag_stability"):
-        np.testing.assert_allclose(table(whole, "pairs.parquet")[name], pairs[name], rtol=1e-9, atol=1e-15)
+        np.testing.assert_allclose(
+            table(whole, "pairs.parquet")[name], pairs[name], rtol=1e-9, atol=1e-15
+        )
 
 
 @pytest.mark.parametrize("options", [("--bootstrap=0",), ("--engine=query",), ("--keep=score",)])
@@ -104,7 +128,8 @@ def test_a_run_without_resamples_says_nothing_of_them(files, tmp_path, options):
 
 
 def test_resamples_without_a_policy_are_said():
-    """A feature that is active on one prompt only: without a penalty, resamples that miss the prompt have no policy."""
+    """A feature that is active on one prompt only: without a penalty, resamples that miss the
+    prompt have no policy."""
     r = np.random.default_rng(0)
     X, Y = np.column_stack([r.normal(size=20), np.eye(20)[0]]), r.normal(size=20)
     fit = Fit(20, *[float("nan")] * 7)

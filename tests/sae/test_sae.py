@@ -14,12 +14,18 @@ from smda_jax.errors import InputError
 from smda_jax.sae.encoder import activation, gate, pre_activation, relu_proxy, select
 from smda_jax.sae.formats import load, parse_hook, save_saelens
 
-FIXTURES = Path(__file__).parent / "fixtures" / "sae"
+FIXTURES = Path(__file__).parent / "fixtures"
 SITES = {
-    "standard_layer_norm": ("resid_pre", 0), "standard_constant_norm": ("mlp_out", 5), "topk": ("resid_post", 2),
-    "jumprelu": ("resid_post", 10), "gated": ("attn_out", 1), "layers.6": ("resid_post", 6), "layers.7.mlp": ("mlp_out", 7),
-    "old_standard": ("resid_post", 3), "matryoshka_training": ("resid_post", 4),
-}  # fmt: skip
+    "standard_layer_norm": ("resid_pre", 0),
+    "standard_constant_norm": ("mlp_out", 5),
+    "topk": ("resid_post", 2),
+    "jumprelu": ("resid_post", 10),
+    "gated": ("attn_out", 1),
+    "layers.6": ("resid_post", 6),
+    "layers.7.mlp": ("mlp_out", 7),
+    "old_standard": ("resid_post", 3),
+    "matryoshka_training": ("resid_post", 4),
+}
 
 
 def expected(name: str) -> tuple[jax.Array, np.ndarray]:
@@ -38,7 +44,9 @@ def test_native_activations_are_those_of_the_library_itself(name):
         assert (sae.site, sae.layer) == SITES[name]
 
 
-@pytest.mark.parametrize("name", ["standard", "topk_rescaled", "gated", "jumprelu", "standard_layer_norm"])
+@pytest.mark.parametrize(
+    "name", ["standard", "topk_rescaled", "gated", "jumprelu", "standard_layer_norm"]
+)
 def test_selected_features_are_columns_of_the_whole(name):
     x, acts = expected(name)
     encoder = load(FIXTURES / name).encoder
@@ -58,7 +66,9 @@ def test_the_derivative_of_an_activation_is_its_gate_times_dz(name, rng):
         dx = jnp.asarray(rng.normal(size=x.shape))
         _, dz = jax.jvp(lambda h: pre_activation(encoder, h), (x,), (dx,))
         eps = 1e-7
-        numeric = (activation(encoder, x + eps * dx) - activation(encoder, x - eps * dx)) / (2 * eps)
+        numeric = (activation(encoder, x + eps * dx) - activation(encoder, x - eps * dx)) / (
+            2 * eps
+        )
         steady = np.asarray(gate(encoder, x + eps * dx) == gate(encoder, x - eps * dx))
         assert steady.mean() > 0.99
         got = np.where(gate(encoder, x), dz, 0)
@@ -73,20 +83,37 @@ def test_relu_proxy_is_relu_of_the_plain_product(name):
     if name == "gated":
         W, b = W * np.exp(tensors["r_mag"]), tensors["b_mag"]
     np.testing.assert_allclose(
-        activation(relu_proxy(load(FIXTURES / name).encoder), x), np.maximum(np.asarray(x) @ W + b, 0), rtol=1e-5, atol=1e-5
+        activation(relu_proxy(load(FIXTURES / name).encoder), x),
+        np.maximum(np.asarray(x) @ W + b, 0),
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 
 def test_a_trained_sae_is_saved_as_sae_lens_saves_one_for_inference(tmp_path, rng):
-    W_enc, W_dec = rng.normal(size=(6, 9)).astype(np.float32), rng.normal(size=(9, 6)).astype(np.float32)
+    W_enc, W_dec = (
+        rng.normal(size=(6, 9)).astype(np.float32),
+        rng.normal(size=(9, 6)).astype(np.float32),
+    )
     b_enc, b_dec = rng.normal(size=9).astype(np.float32), rng.normal(size=6).astype(np.float32)
-    arrays = {k: jnp.asarray(v) for k, v in dict(W_enc=W_enc, W_dec=W_dec, b_enc=b_enc, b_dec=b_dec).items()}
+    arrays = {
+        k: jnp.asarray(v)
+        for k, v in dict(W_enc=W_enc, W_dec=W_dec, b_enc=b_enc, b_dec=b_dec).items()
+    }
     save_saelens(tmp_path, **arrays, threshold=0.5, hook="blocks.1.hook_resid_post", model="x")
     x = rng.normal(size=(5, 6)).astype(np.float32)
     z = x @ W_enc + b_enc
     sae = load(tmp_path)
-    np.testing.assert_allclose(activation(sae.encoder, jnp.asarray(x)), z * (z > 0.5), rtol=1e-5, atol=1e-5)
-    assert set(load_file(tmp_path / "sae_weights.safetensors")) == {"W_enc", "b_enc", "W_dec", "b_dec", "threshold"}
+    np.testing.assert_allclose(
+        activation(sae.encoder, jnp.asarray(x)), z * (z > 0.5), rtol=1e-5, atol=1e-5
+    )
+    assert set(load_file(tmp_path / "sae_weights.safetensors")) == {
+        "W_enc",
+        "b_enc",
+        "W_dec",
+        "b_dec",
+        "threshold",
+    }
 
 
 def test_dictionary_learning_needs_leave_to_open_its_pickle(tmp_path, rng):
@@ -95,7 +122,8 @@ def test_dictionary_learning_needs_leave_to_open_its_pickle(tmp_path, rng):
     W, b, shift = rng.normal(size=(9, 6)), rng.normal(size=9), rng.normal(size=6)
     state = {"encoder.weight": W, "encoder.bias": b, "decoder.weight": W.T.copy(), "b_dec": shift}
     torch.save(
-        {k: torch.tensor(v) for k, v in state.items()} | {"threshold": torch.tensor(0.3), "k": torch.tensor(4)},
+        {k: torch.tensor(v) for k, v in state.items()}
+        | {"threshold": torch.tensor(0.3), "k": torch.tensor(4)},
         tmp_path / "ae.pt",
     )
     trainer = {"layer": 3, "dict_class": "BatchTopKSAE", "submodule_name": "attention_out_layer_3"}
@@ -106,11 +134,16 @@ def test_dictionary_learning_needs_leave_to_open_its_pickle(tmp_path, rng):
     x = rng.normal(size=(5, 6))
     z = (x - shift) @ W.T + b
     np.testing.assert_allclose(
-        activation(sae.encoder, jnp.asarray(x, jnp.float32)), z * (z > 0.3) * (z > 0), rtol=1e-4, atol=1e-5
+        activation(sae.encoder, jnp.asarray(x, jnp.float32)),
+        z * (z > 0.3) * (z > 0),
+        rtol=1e-4,
+        atol=1e-5,
     )
     assert (sae.site, sae.layer) == ("attn_out", 3)
     # The same tensors under a top-k class: its stored threshold is not what its encoder uses.
-    (tmp_path / "config.json").write_text(json.dumps({"trainer": trainer | {"dict_class": "AutoEncoderTopK"}}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"trainer": trainer | {"dict_class": "AutoEncoderTopK"}})
+    )
     largest = np.sort(z, axis=1)[:, [-4]]
     np.testing.assert_allclose(
         activation(load(tmp_path, allow_pickle=True).encoder, jnp.asarray(x, jnp.float32)),

@@ -8,23 +8,43 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
-from conftest import EMBEDDED
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import EMBEDDED
 
-from smda_jax.data.batches import GRAIN, blocks_by_length, bucket_widths, prompt_batch, shared_length
+from smda_jax.data.batch.batches import prompt_batch, shared_length
+from smda_jax.data.batch.chunks import packed_chunks, padded_chunks
+from smda_jax.data.batch.layouts import Padded, items_at, scatter
+from smda_jax.data.batch.widths import GRAIN, bucket_widths
 from smda_jax.data.chat import Chat, PromptTokens
 from smda_jax.data.features import check, parse, read_labels
-from smda_jax.data.lanes import packed_blocks
-from smda_jax.data.records import apply_overlap, digest, read_pairs, read_prompts
+from smda_jax.data.records import apply_overlap, digest, load_pairs, load_prompts
 from smda_jax.data.targets import Targets
 from smda_jax.errors import InputError
-from smda_jax.jacobian.readout import log_probability
+from smda_jax.reading.behaviours.begins import Begins
 
 ROWS = [
-    {"prompt": " How?\u2028Why ", "prompt_label": "harmful", "refused": True, "refusal_logprob": -0.5, "feat_12_a, b": 0.5},
-    {"prompt": "Null", "prompt_label": "harmless", "refused": False, "refusal_logprob": -3.0, "feat_12_a, b": 0.0},
-    {"prompt": 'a "quoted",\nline', "prompt_label": None, "refused": None, "refusal_logprob": None, "feat_12_a, b": None},
+    {
+        "prompt": " How?\u2028Why ",
+        "prompt_label": "harmful",
+        "refused": True,
+        "refusal_logprob": -0.5,
+        "feat_12_a, b": 0.5,
+    },
+    {
+        "prompt": "Null",
+        "prompt_label": "harmless",
+        "refused": False,
+        "refusal_logprob": -3.0,
+        "feat_12_a, b": 0.0,
+    },
+    {
+        "prompt": 'a "quoted",\nline',
+        "prompt_label": None,
+        "refused": None,
+        "refusal_logprob": None,
+        "feat_12_a, b": None,
+    },
 ]
 
 
@@ -44,13 +64,16 @@ def write(folder, suffix, rows, name="data"):
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv", "json", "jsonl"])
 def test_every_format_reads_alike_with_the_published_columns(tmp_path, suffix):
-    got = read_prompts(write(tmp_path, suffix, ROWS))
+    got = load_prompts(write(tmp_path, suffix, ROWS))
     assert got.text == [r["prompt"] for r in ROWS]
     assert got.label == ["harmful", "harmless", None]
     assert got.refused == [True, False, None]
     assert got.ids[0] == digest("How?\u2028Why")
-    pairs = [{"prompt": "p", "response": "r", "label": "harmful_refusal"}, {"prompt": "p", "response": "s"}]
-    assert read_pairs(write(tmp_path, suffix, pairs, "pairs")).label == ["harmful_refusal", None]
+    pairs = [
+        {"prompt": "p", "response": "r", "label": "harmful_refusal"},
+        {"prompt": "p", "response": "s"},
+    ]
+    assert load_pairs(write(tmp_path, suffix, pairs, "pairs")).label == ["harmful_refusal", None]
 
 
 def test_ids_are_those_of_the_contract():
@@ -72,7 +95,7 @@ def test_ids_are_those_of_the_contract():
 )
 def test_bad_prompts_name_file_and_row(tmp_path, rows, message):
     with pytest.raises(InputError, match=f"data.jsonl.*{message}"):
-        read_prompts(write(tmp_path, "jsonl", rows))
+        load_prompts(write(tmp_path, "jsonl", rows))
 
 
 @pytest.mark.parametrize(
@@ -80,40 +103,58 @@ def test_bad_prompts_name_file_and_row(tmp_path, rows, message):
     [
         ([{"prompt": "x"}], "no column 'response'"),
         ([{"prompt": "x", "response": ""}], "row 1: response is empty"),
-        ([{"prompt": "x", "response": "y"}, {"prompt": "x ", "response": "y"}], "row 2: pair repeats row 1"),
+        (
+            [{"prompt": "x", "response": "y"}, {"prompt": "x ", "response": "y"}],
+            "row 2: pair repeats row 1",
+        ),
         ([{"prompt": "x", "response": "y", "label": "harmfull"}], "unknown label 'harmfull'"),
     ],
 )
 def test_bad_pairs_name_file_and_row(tmp_path, rows, message):
     with pytest.raises(InputError, match=f"data.jsonl.*{message}"):
-        read_pairs(write(tmp_path, "jsonl", rows))
+        load_pairs(write(tmp_path, "jsonl", rows))
 
 
 def test_unreadable_files(tmp_path):
-    cases = {"data.parquet": "cannot be read as parquet", "data.json": "cannot be read", "data.csv": "cannot be read|no column"}
+    cases = {
+        "data.parquet": "cannot be read as parquet",
+        "data.json": "cannot be read",
+        "data.csv": "cannot be read|no column",
+    }
     for name, message in cases.items():
         (tmp_path / name).write_bytes(b"PAR1 not \x00\xff")
         with pytest.raises(InputError, match=message):
-            read_prompts(tmp_path / name)
+            load_prompts(tmp_path / name)
     (tmp_path / "data.jsonl").write_text('{"prompt": "x"}\n{oops}\n')
     with pytest.raises(InputError, match="line 2: is not JSON"):
-        read_prompts(tmp_path / "data.jsonl")
+        load_prompts(tmp_path / "data.jsonl")
     (tmp_path / "data.json").write_text('{"prompt": "x"}')
     with pytest.raises(InputError, match="not a list of records"):
-        read_prompts(tmp_path / "data.json")
+        load_prompts(tmp_path / "data.json")
     with pytest.raises(InputError, match="no such file"):
-        read_prompts(tmp_path / "nowhere.csv")
+        load_prompts(tmp_path / "nowhere.csv")
     (tmp_path / "x.txt").write_text("x")
     with pytest.raises(InputError, match="unknown ending"):
-        read_prompts(tmp_path / "x.txt")
+        load_prompts(tmp_path / "x.txt")
     with pytest.raises(InputError, match="not fetched from the Hub"):
-        read_prompts("hub:nobody/nothing")
+        load_prompts("hub:nobody/nothing")
 
 
 def test_overlap_is_found_and_treated_as_asked(tmp_path):
-    prompts = read_prompts(write(tmp_path, "jsonl", [{"prompt": "a"}, {"prompt": "b "}, {"prompt": "c"}]))
-    pairs = read_pairs(write(tmp_path, "jsonl", [{"prompt": "x", "response": "r"}, {"prompt": " b", "response": "r"}], "pairs"))
-    with pytest.raises(InputError, match=r"data.jsonl, row 2: prompt is also trained on in pairs.jsonl, row 2"):
+    prompts = load_prompts(
+        write(tmp_path, "jsonl", [{"prompt": "a"}, {"prompt": "b "}, {"prompt": "c"}])
+    )
+    pairs = load_pairs(
+        write(
+            tmp_path,
+            "jsonl",
+            [{"prompt": "x", "response": "r"}, {"prompt": " b", "response": "r"}],
+            "pairs",
+        )
+    )
+    with pytest.raises(
+        InputError, match=r"data.jsonl, row 2: prompt is also trained on in pairs.jsonl, row 2"
+    ):
         apply_overlap(prompts, pairs, "error")
     assert apply_overlap(prompts, pairs, "drop")[0].text == ["a", "c"]
     assert apply_overlap(prompts, pairs, "keep") == (prompts, 1)
@@ -127,8 +168,8 @@ def test_chat_pins_the_date_and_finds_the_end_of_turn():
     text = chat.decode(got.ids)
     assert "Today Date: 26 Jul 2024" in text
     assert text.endswith("<|start_header_id|>assistant<|end_header_id|>\n\n")
-    assert got.ids[got.eot] == chat.end_of_turn
-    assert chat.end_of_turn not in got.ids[got.eot + 1 :]
+    assert got.ids[got.read_at] == chat.end_of_turn
+    assert chat.end_of_turn not in got.ids[got.read_at + 1 :]
     assert "1 Jan 2030" in chat.decode(Chat(EMBEDDED / "model", "1 Jan 2030").prompt("x", 512).ids)
     pair = chat.pair("How?", "Like this.", 512)
     assert chat.decode(pair.ids[pair.response :]) == "Like this.<|eot_id|>"
@@ -167,7 +208,10 @@ def test_targets_share_histories_and_must_be_prefix_free():
         Targets.of([[]])
 
 
-@given(st.sets(st.lists(st.integers(0, 3), min_size=1, max_size=4).map(tuple), min_size=1, max_size=6), st.integers(1, 3))
+@given(
+    st.sets(st.lists(st.integers(0, 3), min_size=1, max_size=4).map(tuple), min_size=1, max_size=6),
+    st.integers(1, 3),
+)
 @settings(max_examples=60, deadline=None)
 def test_log_probability_scores_each_sequence_under_its_own_history(sequences, prompts):
     free = [s for s in sequences if not any(o != s and s[: len(o)] == o for o in sequences)]
@@ -175,11 +219,15 @@ def test_log_probability_scores_each_sequence_under_its_own_history(sequences, p
     # A model whose next-token distribution is a random function of the last two tokens.
     table = np.random.default_rng(0).normal(size=(4, 5, 4)).astype(np.float32)
     ids = [PromptTokens([n % 4] * (n + 1), 0) for n in range(prompts)]
-    batch = prompt_batch(ids, targets, 16, 0, prompts)
-    before = np.concatenate([np.full((len(batch.tokens), 1), 4), np.asarray(batch.tokens)[:, :-1]], axis=1)
+    behaviour = Begins(targets)
+    layout = Padded(16, prompts)
+    batch = prompt_batch(ids, behaviour.histories, behaviour.positions, layout)
+    before = np.concatenate(
+        [np.full((len(batch.tokens), 1), 4), np.asarray(batch.tokens)[:, :-1]], axis=1
+    )
     logits = table[np.asarray(batch.tokens), before]
-    rows = np.take_along_axis(logits, np.asarray(batch.answer)[:, :, None], axis=1)
-    got = log_probability(jnp.asarray(rows), targets)
+    rows = np.take_along_axis(logits, np.asarray(batch.answers)[:, :, None], axis=1)
+    got = behaviour.value(jnp.asarray(rows))
     for n, prompt in enumerate(ids):
         total = 0.0
         for s in free:
@@ -195,14 +243,30 @@ def test_feature_specs(tmp_path):
     assert parse("3, 17,2") == [3, 17, 2]
     assert parse("contrast:0.25") == 0.25
     assert parse("all") is None
-    (tmp_path / "policy.json").write_text(json.dumps({"schema_version": 1, "feature_ids": [5, 1], "weights": [0.0, 1.0]}))
+    (tmp_path / "policy.json").write_text(
+        json.dumps({"schema_version": 1, "feature_ids": [5, 1], "weights": [0.0, 1.0]})
+    )
     (tmp_path / "list.json").write_text("[4, 2]")
     (tmp_path / "ids.txt").write_text("7\n8, 9\n")
     published = write(
-        tmp_path, "parquet", [{"feat_12_violence_x": 0.0, "prompt": "x", "feat_3_": 1.0, "feature": 1}], "published"
+        tmp_path,
+        "parquet",
+        [{"feat_12_violence_x": 0.0, "prompt": "x", "feat_3_": 1.0, "feature": 1}],
+        "published",
     )
-    table = write(tmp_path, "csv", [{"feature_id": 9, "label": "weapons"}, {"feature_id": 2, "label": "a, b"}], "table")
-    expected = {"policy.json": [5, 1], "list.json": [4, 2], "ids.txt": [7, 8, 9], published.name: [12, 3], table.name: [9, 2]}
+    table = write(
+        tmp_path,
+        "csv",
+        [{"feature_id": 9, "label": "weapons"}, {"feature_id": 2, "label": "a, b"}],
+        "table",
+    )
+    expected = {
+        "policy.json": [5, 1],
+        "list.json": [4, 2],
+        "ids.txt": [7, 8, 9],
+        published.name: [12, 3],
+        table.name: [9, 2],
+    }
     for name, ids in expected.items():
         assert parse(str(tmp_path / name)) == ids
     assert read_labels(table) == {9: "weapons", 2: "a, b"}
@@ -215,23 +279,26 @@ def test_feature_specs(tmp_path):
         check([1, 1], 5)
 
 
-@given(st.lists(st.integers(1, 600), min_size=1, max_size=60), st.integers(1, 9), st.integers(1, 2000))
+@given(
+    st.lists(st.integers(1, 600), min_size=1, max_size=60), st.integers(1, 9), st.integers(1, 2000)
+)
 @settings(max_examples=100, deadline=None)
-def test_buckets_hold_everything_once_and_waste_little(lengths, size, worth):
+def test_buckets_hold_everything_once_and_waste_little(lengths, size, budget):
     widths = bucket_widths(lengths)
-    blocks = list(blocks_by_length(lengths, size))
+    blocks = list(padded_chunks(lengths, size))
     bound = sum(-(-n // GRAIN) * GRAIN for n in lengths)
     seen = []
     total = 0
-    for rows, width, filled in blocks:
-        assert len(rows) <= filled <= size
+    for rows, layout in blocks:
+        width = layout.width
+        assert len(rows) <= layout.slots <= size
         assert all(lengths[i] <= width for i in rows)
         seen += rows.tolist()
         total += width * len(rows)
     assert sorted(seen) == list(range(len(lengths)))
     assert total == bound
     assert widths == sorted(set(widths))
-    fewer = bucket_widths(lengths, worth)
+    fewer = bucket_widths(lengths, budget)
     assert set(fewer) <= set(widths)
     assert fewer[-1] == widths[-1]
 
@@ -239,24 +306,27 @@ def test_buckets_hold_everything_once_and_waste_little(lengths, size, worth):
 @given(st.lists(st.integers(1, 600), min_size=1, max_size=60), st.integers(1, 9), st.integers(1, 3))
 @settings(max_examples=100, deadline=None)
 def test_packed_blocks_hold_everything_once_in_one_shape_and_pad_little(lengths, most, lanes):
-    blocks = list(packed_blocks(lengths, most, lanes, lengths))
-    (shape,) = {block.shape for block in blocks}
-    assert sorted(np.concatenate([block.rows for block in blocks]).tolist()) == list(range(len(lengths)))
+    blocks = list(packed_chunks(lengths, most, lanes, lengths))
+    (shape,) = {block.layout for block in blocks}
+    seen = np.concatenate([block.rows for block in blocks])
+    assert sorted(seen.tolist()) == list(range(len(lengths)))
     totals = []
-    for rows, _ in blocks:
-        assert 0 < len(rows) <= min(most, shape.lanes * shape.items)
-        dealt = shape.deal(rows.tolist())
-        assert np.concatenate(dealt)[np.argsort(shape.laid())][: len(rows)].tolist() == rows.tolist()
-        for lane in dealt:
+    for rows, layout in blocks:
+        assert 0 < len(rows) <= min(most, layout.slots)
+        dealt = rows[items_at(layout, len(rows))]
+        assert scatter(layout, dealt, len(rows)).tolist() == rows.tolist()
+        for lane in dealt.reshape(layout.lanes, layout.items):
             totals.append(sum(lengths[i] for i in lane))
-            for group, width in zip(shape.groups(), shape.widths, strict=True):
+            for group, width in zip(layout.groups(), layout.widths, strict=True):
                 assert max(lengths[lane[i]] for i in group) <= width
     assert max(totals) <= shape.tokens == shape.positions < max(totals) + GRAIN
-    if len(lengths) % (len(blocks) * lanes) == 0:  # dealt out evenly, lanes differ by no more than lengths do
+    if (
+        len(lengths) % (len(blocks) * lanes) == 0
+    ):  # dealt out evenly, lanes differ by no more than lengths do
         assert max(totals) - min(totals) <= max(lengths) - min(lengths)
 
 
-def test_bucket_widths_are_the_cheapest_of_their_number_and_each_is_worth_it():
+def test_bucket_widths_are_the_cheapest_of_their_number_and_each_is_budget_it():
     lengths = [10] * 50 + [15] * 50 + [30] * 2 + [60]
     best = bucket_widths(lengths, 100)
     from itertools import combinations
@@ -268,8 +338,12 @@ def test_bucket_widths_are_the_cheapest_of_their_number_and_each_is_worth_it():
     same = [c for c in combinations(options, len(best)) if c[-1] >= 60]
     assert cost(best) == min(map(cost, same))
     assert 1 < len(best) < len(options)
-    assert all(cost(c) >= cost(best) + 100 for c in combinations(options, len(best) - 1) if c[-1] >= 60)
-    assert all(cost(c) > cost(best) - 100 for c in combinations(options, len(best) + 1) if c[-1] >= 60)
+    assert all(
+        cost(c) >= cost(best) + 100 for c in combinations(options, len(best) - 1) if c[-1] >= 60
+    )
+    assert all(
+        cost(c) > cost(best) - 100 for c in combinations(options, len(best) + 1) if c[-1] >= 60
+    )
     assert len(bucket_widths(lengths, np.inf)) == 1
 
 

@@ -10,18 +10,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_run import run
+from support import run
 
 from smda_jax.cli import main
 from smda_jax.report.data import content, read_run
-from smda_jax.runs.columns import COLUMNS
+from smda_jax.runs.attribution.columns import COLUMNS
 
 HOSTILE = (
     "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
     '<a href="javascript:window.hacked = 1">x</a>\u2028 {{content}} $\\alpha$ =1+1'
 )
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
-browser = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium on the path, and there is none")
+CHROMIUM = next(
+    (
+        path
+        for name in ("chromium", "chromium-browser", "google-chrome")
+        if (path := shutil.which(name))
+    ),
+    None,
+)
+browser = pytest.mark.skipif(
+    CHROMIUM is None, reason="needs a Chromium on the path, and there is none"
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +41,9 @@ def hostile_files(files, tmp_path_factory):
     for name, columns in (("eval", ("prompt",)), ("pairs", ("prompt", "response"))):
         rows = [json.loads(line) for line in Path(files[name]).read_text().splitlines()]
         for i, row in enumerate(rows):
-            row |= {column: f"{row[column]} {HOSTILE}" for column in columns} | {"category": f"c{i % 2} {HOSTILE}"}
+            row |= {column: f"{row[column]} {HOSTILE}" for column in columns} | {
+                "category": f"c{i % 2} {HOSTILE}"
+            }
         out[name] = folder / f"{name}.jsonl"
         out[name].write_text("\n".join(json.dumps(row) for row in rows))
     labels = folder / "labels.parquet"
@@ -44,14 +55,22 @@ def hostile_files(files, tmp_path_factory):
 @pytest.fixture(scope="module")
 def hostile(hostile_files, tmp_path_factory) -> Path:
     """A run of them, verified, with its page."""
-    out = run(hostile_files, tmp_path_factory.mktemp("run") / "out", "--engine=reverse", "--bootstrap=50", "--dtype=float64")
+    out = run(
+        hostile_files,
+        tmp_path_factory.mktemp("run") / "out",
+        "--engine=reverse",
+        "--bootstrap=50",
+        "--dtype=float64",
+    )
     main(["verify", str(out), "--pairs=3", "--learning-rates", "1e-5", "1e-3"])
     return out
 
 
 def test_the_page_is_one_file_that_names_no_other(hostile):
     page = (hostile / "report.html").read_text()
-    own = re.sub(r"<script.*?</script>", "", page, flags=re.S)  # what plotly's source speaks of, it does not fetch
+    own = re.sub(
+        r"<script.*?</script>", "", page, flags=re.S
+    )  # what plotly's source speaks of, it does not fetch
     assert "://" not in own
     assert not re.search(r"<(link|img|iframe)\b", own)
     assert len(page) < 15e6
@@ -84,12 +103,17 @@ def test_what_the_page_holds_is_what_the_tables_say(hostile):
     found = read_run(hostile)
     influence = pq.read_table(hostile / "influence.parquet", filters=[("subset", "=", "all")])
     total = found.contribution["x"] + found.contribution["y"]
-    np.testing.assert_allclose(total.ravel(), influence["contribution"].to_numpy(), rtol=1e-9, atol=1e-18)
+    np.testing.assert_allclose(
+        total.ravel(), influence["contribution"].to_numpy(), rtol=1e-9, atol=1e-18
+    )
     assert sorted(found.pair_order.tolist()) == list(range(len(total)))
     assert sorted(found.feature_order.tolist()) == list(range(total.shape[1]))
-    label = np.array(pq.read_table(hostile / "pairs.parquet")["label"].to_pylist())[found.pair_order]
+    label = np.array(pq.read_table(hostile / "pairs.parquet")["label"].to_pylist())[
+        found.pair_order
+    ]
     assert (
-        len([1 for a, b in zip(label[1:], label[:-1], strict=True) if a != b]) == len(set(label.tolist())) - 1
+        len([1 for a, b in zip(label[1:], label[:-1], strict=True) if a != b])
+        == len(set(label.tolist())) - 1
     )  # class by class
 
 
@@ -125,12 +149,18 @@ def test_figures_for_a_paper(hostile, tmp_path):
 @pytest.fixture(scope="module")
 def scores(hostile_files, tmp_path_factory) -> Path:
     """A run that kept scores only."""
-    return run(hostile_files, tmp_path_factory.mktemp("scores") / "run", "--keep=score", "--engine=query")
+    return run(
+        hostile_files, tmp_path_factory.mktemp("scores") / "run", "--keep=score", "--engine=query"
+    )
 
 
 def test_a_run_of_scores_claims_nothing_of_what_it_did_not_keep(scores):
     shown = content(read_run(scores))
-    assert set(shown["pairs"]["flagged_delta_y"]) == set(shown["pairs"]["flagged_off_target"]) == {None}
+    assert (
+        set(shown["pairs"]["flagged_delta_y"])
+        == set(shown["pairs"]["flagged_off_target"])
+        == {None}
+    )
     assert shown["totals"]["delta_y"] is False
     assert shown["summary"]["flags"]["by_mean_delta_y"] is None
     assert "influence.parquet" not in shown["columns"]
@@ -171,11 +201,17 @@ def browse(path):
 
     with sync_playwright() as play:
         chromium = play.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
         )
         page = chromium.new_page(viewport={"width": 1280, "height": 800})
         trouble: list[str] = []
-        page.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else trouble.append(r.url))
+        page.on(
+            "request",
+            lambda r: (
+                None if r.url.startswith(("file:", "data:", "blob:")) else trouble.append(r.url)
+            ),
+        )
         page.on("pageerror", lambda e: trouble.append(str(e)))
         page.on("console", lambda m: trouble.append(m.text) if m.type == "error" else None)
         page.goto(f"file://{path}")
@@ -205,10 +241,16 @@ def test_a_category_shows_its_prompts_and_an_address_opens_what_it_names(opened,
     assert page.inner_text("#dialog-title").startswith("Category c")
     asked = pq.read_table(hostile / "prompts.parquet").to_pydict()
     name = page.inner_text("#dialog-title").removeprefix("Category ")
-    known = [t for t, c in zip(asked["prompt"], asked["category"], strict=True) if c.split()[0] == name.split()[0]]
+    known = [
+        t
+        for t, c in zip(asked["prompt"], asked["category"], strict=True)
+        if c.split()[0] == name.split()[0]
+    ]
     shown = [cell.inner_text() for cell in page.query_selector_all("dialog td.wide")]
     assert "window.hacked" in shown[0]
-    assert {" ".join(t.split()) for t in shown[: len(known)]} <= {" ".join(t.split()) for t in asked["prompt"]}
+    assert {" ".join(t.split()) for t in shown[: len(known)]} <= {
+        " ".join(t.split()) for t in asked["prompt"]
+    }
     there = page.evaluate("location.href")
     page.keyboard.press("Escape")
     page.wait_for_timeout(200)  # the dialog tells that it has closed a little later
@@ -252,7 +294,10 @@ def test_one_can_ask_for_a_pair_and_a_feature(opened):
     page.keyboard.press("Escape")
     assert not page.is_visible("dialog")
     page.click("#pairs thead button:text-is('score')")
-    scores = [float(cell.inner_text()) for cell in page.query_selector_all("#pairs tbody tr td:nth-child(5)")]
+    scores = [
+        float(cell.inner_text())
+        for cell in page.query_selector_all("#pairs tbody tr td:nth-child(5)")
+    ]
     assert scores == sorted(scores, reverse=True)
     with page.expect_download() as download:
         page.click("#pairs button:has-text('CSV')")

@@ -15,7 +15,12 @@ from smda_jax.policy.selection import contrastive, subsets
 
 def problem(rng, prompts=31, features=7, pairs=3):
     X = np.maximum(rng.normal(size=(prompts, features)), 0)
-    return X, rng.normal(size=prompts) - 2, rng.normal(size=(pairs, prompts, features)), rng.normal(size=(pairs, prompts))
+    return (
+        X,
+        rng.normal(size=prompts) - 2,
+        rng.normal(size=(pairs, prompts, features)),
+        rng.normal(size=(pairs, prompts)),
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
@@ -24,7 +29,9 @@ def test_ridge_is_solved_in_float64_whatever_comes_in(rng, dtype):
     X, Y = X.astype(dtype), Y.astype(dtype)
     got = ridge(X, Y, 5.0)
     assert got.dtype == np.float64
-    np.testing.assert_allclose(got, oracle.ridge(X.astype(np.float64), Y.astype(np.float64), 5.0), rtol=1e-9)
+    np.testing.assert_allclose(
+        got, oracle.ridge(X.astype(np.float64), Y.astype(np.float64), 5.0), rtol=1e-9
+    )
 
 
 def test_an_ill_conditioned_gram_matrix_keeps_its_leading_digits(rng):
@@ -43,8 +50,12 @@ def test_pathways_are_derivatives_of_the_ridge_solution(rng):
     alpha, eps = 0.7, 1e-5
     got = decompose(X, Y, ridge(X, Y, alpha), dX, dY, alpha)
     for i in range(3):
-        x = (oracle.ridge(X + eps * dX[i], Y, alpha) - oracle.ridge(X - eps * dX[i], Y, alpha)) / (2 * eps)
-        y = (oracle.ridge(X, Y + eps * dY[i], alpha) - oracle.ridge(X, Y - eps * dY[i], alpha)) / (2 * eps)
+        x = (oracle.ridge(X + eps * dX[i], Y, alpha) - oracle.ridge(X - eps * dX[i], Y, alpha)) / (
+            2 * eps
+        )
+        y = (oracle.ridge(X, Y + eps * dY[i], alpha) - oracle.ridge(X, Y - eps * dY[i], alpha)) / (
+            2 * eps
+        )
         np.testing.assert_allclose(got.delta_w_x[i], x, rtol=1e-5, atol=1e-7)
         np.testing.assert_allclose(got.delta_w_y[i], y, rtol=1e-7, atol=1e-9)
     W = oracle.ridge(X, Y, alpha)
@@ -82,7 +93,9 @@ def test_fit_figures(rng):
     assert fit.spearman == pytest.approx(1)
     assert fit.r2 == pytest.approx(1 - (0 + 0 + 4 + 36) / np.sum((Y - 3.5) ** 2))
     nothing = evaluate(p, np.ones(4), np.zeros(4, bool), 9.0)
-    assert np.isnan([nothing.precision, nothing.recall, nothing.f1, nothing.r2, nothing.spearman]).all()
+    assert np.isnan(
+        [nothing.precision, nothing.recall, nothing.f1, nothing.r2, nothing.spearman]
+    ).all()
 
 
 def test_alpha_is_chosen_on_held_out_folds(rng):
@@ -116,7 +129,11 @@ def test_subsets_of_the_paper():
     assert len(drawn["random:5"]) == 5
     assert drawn["random:5"].tolist() != drawn["random:5:9"].tolist()
     assert list(subsets((), [None] * 3, [True] * 3, 0)) == ["all"]
-    for name, message in (("everything", "unknown name"), ("random:99", "asks for 99"), ("random:x", "unknown name")):
+    for name, message in (
+        ("everything", "unknown name"),
+        ("random:99", "asks for 99"),
+        ("random:x", "unknown name"),
+    ):
         with pytest.raises(InputError, match=message):
             subsets((name,), label, refused, 0)
     with pytest.raises(InputError, match="natural is empty"):
@@ -139,4 +156,7 @@ def test_interference_figures():
     assert separation_auc(np.array([3.0, 1.0, 2.0]), np.array([True, False, False])) == 1.0
     assert separation_auc(np.array([1.0, 1.0]), np.array([True, False])) == 0.5
     assert np.isnan(separation_auc(np.array([1.0]), np.array([True])))
-    assert separation_auc(np.array([1.0, 2.0, np.nan, 3.0]), np.array([False, False, True, True])) == 1.0
+    assert (
+        separation_auc(np.array([1.0, 2.0, np.nan, 3.0]), np.array([False, False, True, True]))
+        == 1.0
+    )

@@ -1,0 +1,149 @@
+"""The tables of a run that speak of features; `columns` says what each column means."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from smda_jax.data.records import Pairs
+from smda_jax.policy.agreement import classes_of
+from smda_jax.policy.influence import Influence
+from smda_jax.policy.interference import (
+    Geometry,
+    correlations,
+    cosines,
+    dominant_feature,
+    explains,
+    landing,
+)
+from smda_jax.policy.pathways import pathways
+from smda_jax.reading.evaluation import Evaluation
+from smda_jax.runs.attribution.confidence import Confidence
+from smda_jax.runs.attribution.tables import real
+from smda_jax.runs.config import Attribute
+from smda_jax.sae.encoder import directions
+
+INTERFERING = 300  # features that are compared with each other: of more, those that shift most
+
+
+def feature_table(
+    c: Attribute,
+    e: Evaluation,
+    W: np.ndarray,
+    labels: dict[int, str],
+    pairs: Pairs,
+    influence: Influence | None,
+    sure: Confidence | None,
+) -> Mapping[str, Any]:
+    """`features.parquet`: every feature's part in the policy and, by class of pairs, in its shifts,
+    where these were kept."""
+    d = len(W)
+    fixed = {
+        "feature_id": e.feature_ids,
+        "label": [labels.get(i) for i in e.feature_ids],
+        "weight": W,
+        **(
+            {}
+            if sure is None
+            else {
+                "weight_low": sure.coefficients.low,
+                "weight_high": sure.coefficients.high,
+                "sign_stability": sure.coefficients.sign_stability,
+            }
+        ),
+        "active_share": e.active.mean(axis=0),
+        "mean_activation": e.x.mean(axis=0, dtype=np.float64),
+        "link": [
+            f"https://www.neuronpedia.org/{c.neuronpedia}/{i}" if c.neuronpedia else None
+            for i in e.feature_ids
+        ],
+    }
+    nothing = dict.fromkeys(
+        ("mean_contribution", "share", "through_x", "cancellation"), np.full(d, np.nan)
+    )
+    parts = (
+        {}
+        if influence is None
+        else {
+            name: Influence(W, influence.delta_w_x[own], influence.delta_w_y[own])
+            for name, own in classes_of(pairs.label).items()
+        }
+    )
+    rows = (
+        {}
+        if parts
+        else {key: list(value) for key, value in ({"class": ["all"] * d} | fixed | nothing).items()}
+    )
+    for name, part in parts.items():
+        effect, split = np.abs(part.contribution), pathways(part, 0)
+        size, moves = effect.sum(axis=0), effect.sum(axis=1) > 0
+        columns = {
+            "class": [name] * d,
+            **fixed,
+            "mean_contribution": part.contribution.mean(axis=0),
+            "share": size / size.sum() if size.sum() else np.full(d, np.nan),
+            "through_x": split.through_x,
+            "cancellation": split.cancellation,
+            "dominant_pairs": np.bincount(dominant_feature(effect[moves]), minlength=d),
+        }
+        for key, value in columns.items():
+            rows.setdefault(key, []).extend(value)
+    words = {key: pa.array(rows[key], pa.string()) for key in ("class", "label", "link")}
+    out = {k: real(v) if isinstance(v[0], float) else v for k, v in rows.items()} | words
+    return out if parts else out | {"dominant_pairs": pa.nulls(d, pa.int64())}
+
+
+def interference_table(
+    e: Evaluation, influence: Influence, own: np.ndarray, seed: int
+) -> tuple[Mapping[str, Any], dict[str, Geometry]]:
+    """`interference.parquet`: every two features; and whether geometry explains which of them shift
+    together."""
+    size = np.abs(influence.contribution).sum(axis=0)
+    most = np.sort(np.argsort(-size, kind="stable")[:INTERFERING])
+    ids = np.array(e.feature_ids)[most]
+    matrices = {
+        "landing": landing(influence.contribution, own[:, most])[:, most],
+        "co_shift": correlations(influence.delta_w[:, most]),
+        "encoder_cosine": cosines(directions(e.encoder)[:, most]),
+        "activation_correlation": correlations(e.x[:, most]),
+    }
+    table = {
+        "feature_id": np.repeat(ids, len(ids)),
+        "other_id": np.tile(ids, len(ids)),
+        **{name: real(m.ravel()) for name, m in matrices.items()},
+    }
+    tests = {
+        name: explains(matrices[name], matrices["co_shift"], seed=seed)
+        for name in ("encoder_cosine", "activation_correlation")
+    }
+    return table, tests
+
+
+def landing_table(influence: Influence, pairs: Pairs, ids: np.ndarray) -> Mapping[str, Any]:
+    """`landing.parquet`: where the effect of every class and every category of pairs falls."""
+    kinds = {"class": pairs.label, "category": pairs.category}
+    groups = {
+        (kind, name): [x == name for x in own]
+        for kind, own in kinds.items()
+        for name in dict.fromkeys(own)
+        if name
+    }
+    member = np.array(list(groups.values()), bool).reshape(-1, len(pairs)).T
+    shares, W = landing(influence.contribution, member), influence.contribution
+    with np.errstate(invalid="ignore"):
+        mean = member.T.astype(np.float64) @ W / member.sum(axis=0)[:, None]
+    each = [
+        pa.array(
+            np.repeat([key[i] for key in groups] or [""], len(ids))[: shares.size], pa.string()
+        )
+        for i in (0, 1)
+    ]
+    return {
+        "kind": each[0],
+        "group": each[1],
+        "pairs": np.repeat(member.sum(axis=0), len(ids)),
+        "feature_id": np.tile(ids, len(groups)),
+        "share": real(shares.ravel()),
+        "mean_contribution": real(mean.ravel()),
+    }

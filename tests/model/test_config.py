@@ -1,0 +1,120 @@
+"""What config.json says, in the spellings there are, and what is refused of it."""
+
+import pytest
+
+from smda_jax.errors import InputError
+from smda_jax.model.families import read_config_of
+
+RAW = {
+    "model_type": "llama",
+    "vocab_size": 8,
+    "hidden_size": 16,
+    "intermediate_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+}
+LLAMA3 = {
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def test_config_spellings_of_transformers_4_and_5_are_the_same_model():
+    four = read_config_of(
+        RAW
+        | {
+            "rope_theta": 5e5,
+            "rope_scaling": LLAMA3 | {"rope_type": "llama3"},
+            "torch_dtype": "bfloat16",
+        }
+    )
+    five = read_config_of(
+        RAW
+        | {
+            "rope_parameters": LLAMA3 | {"rope_type": "llama3", "rope_theta": 5e5},
+            "dtype": "bfloat16",
+        }
+    )
+    assert four == five
+    assert read_config_of(RAW | {"rope_theta": 7.0}) == read_config_of(
+        RAW | {"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}
+    )
+    assert (
+        read_config_of(RAW | {"rope_scaling": {"type": "linear", "factor": 2.0}})
+        .kinds[0]
+        .rope.kind.factor
+        == 2.0
+    )
+    assert read_config_of(RAW).attention.kv_heads == 4
+    assert (
+        read_config_of(RAW | {"num_key_value_heads": None, "head_dim": None}).attention.head_dim
+        == 4
+    )
+    assert read_config_of(
+        RAW | {"unsloth_version": "2025.1", "_name_or_path": "x", "eos_token_id": [1, 2]}
+    ) == read_config_of(RAW)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"model_type": "granite"}, "granite"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_scaling"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, "rope_parameters"),
+        ({"sliding_window": 128}, "sliding_window"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        ({"model_type": "qwen2", "attention_bias": False}, "attention_bias"),
+        ({"model_type": "phi3", "rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling"),
+        ({"model_type": "gemma2", "use_bidirectional_attention": True}, "use_bidirectional"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"pretraining_tp": 2}, "pretraining_tp"),
+        ({"attention_dropout": 0.1}, "attention_dropout"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads"),
+        ({"vocab_size": None}, "vocab_size"),
+    ],
+)
+def test_what_the_config_asks_for_and_is_not_implemented_is_refused_by_name(change, named):
+    with pytest.raises(InputError, match=named):
+        read_config_of(RAW | change)
+
+
+def test_a_family_is_what_its_config_says():
+    """Keys that files of a family often lack have the values that transformers gives them."""
+    gemma = {"head_dim": 4, "query_pre_attn_scalar": 16, "hidden_activation": "gelu_pytorch_tanh"}
+    two = read_config_of(RAW | gemma | {"model_type": "gemma2", "num_hidden_layers": 3})
+    assert (two.attention.cap, two.logit_cap, two.attention.scale) == (50.0, 30.0, 0.25)
+    assert (two.tied, two.embed_scale) == (True, 4.0)
+    assert [two.kinds[k].window for k in two.kind_of_layer] == [4096, None, 4096]
+    old = {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window": 8}
+    old |= {"model_type": "gemma3_text", "num_hidden_layers": 6, "sliding_window_pattern": 3}
+    three = read_config_of(
+        RAW | gemma | old | {"rope_scaling": {"rope_type": "linear", "factor": 8}}
+    )
+    windows = [three.kinds[k].window for k in three.kind_of_layer]
+    assert windows == [8, 8, None, 8, 8, None]
+    thetas = [three.kinds[k].rope.kind.theta for k in three.kind_of_layer]
+    assert thetas == [1e4, 1e4, 1e6, 1e4, 1e4, 1e6]
+    assert three.kinds[three.kind_of_layer[2]].rope.kind.factor == 8
+    windowed = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
+    qwen = read_config_of(RAW | {"model_type": "qwen2"} | windowed)
+    assert [qwen.kinds[k].window for k in qwen.kind_of_layer] == [None, 5]
+    assert read_config_of(RAW | {"model_type": "qwen3"}).attention.head_dim == 128
+    mistral = read_config_of(RAW | {"model_type": "mistral"})
+    assert mistral.kinds[0].window == 4096
+    none = read_config_of(RAW | {"model_type": "mistral", "sliding_window": None})
+    assert none.kinds[0].window is None
+
+
+def test_a_rope_that_depends_on_the_length_says_up_to_which_it_holds():
+    dynamic = {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}
+    assert read_config_of(RAW | dynamic | {"max_position_embeddings": 64}).longest == 64
+    assert read_config_of(RAW).longest is None
+    with pytest.raises(InputError, match="rope_scaling"):
+        read_config_of(RAW | dynamic)
