@@ -3,10 +3,12 @@
 
 Run by attribution.py --bergson PYTHON, which names the python of an environment of its own:
 
-    python3 -m venv peer peer/bin/pip install torch==2.13.0 "transformers>=5" "peft>=0.17"
-    accelerate datasets scipy jaxtyping ml_dtypes natsort \\ petname simple-parsing torchopt pyyaml
-    peer/bin/pip install --no-deps bergson==2.5.1      # what it asks for itself would bring a
-    torchvision that does not load
+    python3 -m venv peer
+    peer/bin/pip install torch==2.13.0 "transformers>=5" "peft>=0.17" accelerate datasets scipy \\
+        jaxtyping ml_dtypes natsort petname simple-parsing torchopt pyyaml
+    peer/bin/pip install --no-deps bergson==2.5.1
+
+(What bergson asks for itself would bring a torchvision that does not load.)
 
 It covers the weights of linear layers; of the unembedding, which is tied to the embedding here,
 only one of its two uses, so that it is left out.

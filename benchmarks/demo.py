@@ -26,14 +26,15 @@ import numpy as np
 import torch
 import tyro
 from pytorch_loop import Loop
-from smda_jax.jacobian import passes
-from smda_jax.jacobian.evaluation import tokenise_pairs
-from smda_jax.jacobian.passes import Update
+from shapes import ROOT, commit  # type: ignore[import-not-found]
 
 import smda_jax as smda
+from smda_jax.reading.tokens import tokenise_pairs
+from smda_jax.report.data import read_run
+from smda_jax.report.findings import findings
 from smda_jax.runs.config import Demo
-
-ROOT = Path(__file__).resolve().parent.parent
+from smda_jax.steps.dataset import Stepping, steps_in_groups, steps_of
+from smda_jax.steps.updates.contract import Update
 
 
 @dataclass(frozen=True)
@@ -46,30 +47,25 @@ class Benchmark:
     """Folder of the record."""
 
 
-def commit() -> str:
-    """Of the tree, marked if it differs from it."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    )
-    return done.stdout.strip() or "unknown"
-
-
 def main(benchmark: Benchmark) -> None:
     """Checks agreement, then times."""
     config = Demo().attribute()
     model = smda.load_model(config.model)
-    prompts, pairs = smda.read_prompts(config.eval), smda.read_pairs(config.pairs)
+    prompts, pairs = smda.load_prompts(config.eval), smda.load_pairs(config.pairs)
     evaluation = smda.activations(
         model, smda.load_sae(config.sae), prompts, features=config.features
     )
     tokens = tokenise_pairs(model, pairs)
     loop = Loop(
-        Path(config.model), evaluation.tokens, evaluation.targets.sequences, evaluation.site.layer
+        Path(config.model),
+        evaluation.tokens,
+        evaluation.behaviour.targets.sequences,
+        evaluation.site.layer,
     )
 
     # A larger step than the demo's: in float32 the loop's differences would be rounding otherwise.
     some = tokens[: benchmark.loop_pairs]
-    checked, _ = passes.factors_of(model, some, Update(1e-2))
+    checked, _ = steps_of(Stepping(model, Update(1e-2)), some)
     _, dy, _ = loop.run(some, 1e-2)
     true = smda.finite(evaluation, checked)
     worst = float(np.abs(true.y - dy).max() / np.abs(dy).max())
@@ -79,8 +75,8 @@ def main(benchmark: Benchmark) -> None:
     times = []
     for _ in range(4):
         start = time.perf_counter()
-        steps, _ = passes.factors_of(model, tokens[:block], Update(config.learning_rate))
-        smda.reverse(evaluation, steps)
+        steps = steps_in_groups(Stepping(model, Update(config.learning_rate)), tokens)
+        smda.reverse(evaluation, steps.groups)
         times.append(time.perf_counter() - start)
     engine = statistics.median(times[1:]) / block
     _, _, loop_times = loop.run(some, config.learning_rate)
@@ -97,6 +93,7 @@ def main(benchmark: Benchmark) -> None:
             commands.append(time.perf_counter() - start)
         command, kept = commands
         run = json.loads(Path(folder, "cold", "run.json").read_text())
+        said = findings(read_run(Path(folder, "cold")))
 
     versions = {name: version(name) for name in ("smda-jax", "jax", "torch", "transformers")}
     per_pair = statistics.median(loop_times)
@@ -121,6 +118,7 @@ def main(benchmark: Benchmark) -> None:
         },
         "precision": "float32",
         "summary": run["summary"],
+        "findings": said,
         "agreement": {"finite_against_loop_delta_y": worst, "learning_rate": 1e-2},
         "seconds": {
             "loop_per_pair": per_pair,

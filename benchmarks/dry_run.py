@@ -9,28 +9,46 @@ program's inputs and results are; says nothing about time, nor about what the co
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
-import attribution
 import jax
 import jax.numpy as jnp
 import numpy as np
+import shapes  # type: ignore[import-not-found]
 import tyro
-from smda_jax.data.batches import pair_batch, prompt_batch
-from smda_jax.data.lanes import packed_blocks, packed_pairs, packed_prompts
-from smda_jax.jacobian import ask, query
-from smda_jax.jacobian.factors import factors
-from smda_jax.jacobian.finite import finite
-from smda_jax.jacobian.forward import forward
-from smda_jax.jacobian.readout import Site, base
-from smda_jax.jacobian.reverse import Reads, matrices, pull_block, pull_embedding, start_h, start_y
-from smda_jax.model.llama import up_to
-from smda_jax.model.precision import DType, jit, numerics
 
-from smda_jax.data.targets import Targets
-from smda_jax.model import hf
-from smda_jax.model.config import from_hf
+from smda_jax.data.batch.batches import pair_batch, prompt_batch
+from smda_jax.data.batch.chunks import packed_chunks
+from smda_jax.data.batch.layouts import Padded
+from smda_jax.data.chat import PairTokens
+from smda_jax.engines.finite.program import finite
+from smda_jax.engines.forward.program import forward
+from smda_jax.engines.query.dataset import Asking
+from smda_jax.engines.query.program import (
+    Weighting,
+    directional_derivative,
+    inner_products,
+    query,
+)
+from smda_jax.engines.reverse.program import (
+    Pulled,
+    Reads,
+    matrices,
+    pull_embedding,
+    pull_layer,
+    start_h,
+    start_y,
+)
+from smda_jax.model.params import Layer, abstract_params
+from smda_jax.reading.readout import base
+from smda_jax.reading.site import Site
+from smda_jax.runtime.precision import DType, numerics
+from smda_jax.runtime.programs import Program
 from smda_jax.sae.encoder import Encoder
+from smda_jax.steps.checkpoints import KeptOfLayer, form_steps
+from smda_jax.steps.dataset import Stepping
+from smda_jax.steps.updates.contract import Update
 
 
 @dataclass(frozen=True)
@@ -56,103 +74,71 @@ def size(tree: Any) -> float:
     return sum(np.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) / 2**30
 
 
+def lowered(c: DryRun, name: str, program: Program, *args: Any, **static: Any) -> Any:
+    """Lowers one program → the shapes of its result."""
+    traced = program.jitted.trace(*args, **static)
+    text = traced.lower(lowering_platforms=(c.platform,)).as_text()
+    out = traced.out_info
+    lines = f"{len(text.splitlines()):6} operations for {c.platform}"
+    print(f"{name:24}{size(args):8.2f}{size(out):8.2f}   {lines}", flush=True)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), out)
+
+
 def main(c: DryRun) -> None:
     """Lowers the programs one after the other; raises where one cannot be."""
-    s = attribution.SHAPES[c.shape]
-    config, dtype = from_hf(attribution.hf_config(s), "dry run"), jnp.dtype(c.dtype)
-    prompts, pairs = attribution.draw_tokens(
-        attribution.Benchmark(pairs=c.pairs, prompts=c.prompts), s["vocab"]
-    )
-    targets, site = Targets.of([[40, 64, 95], [40, 64, 14]]), Site("resid_post", s["layer"])
-    params = hf.abstract_params(config, dtype)
-    encoder = Encoder(
-        jax.ShapeDtypeStruct((config.hidden, 75), jnp.float32),
-        jax.ShapeDtypeStruct((75,), jnp.float32),
-    )  # type: ignore[arg-type]
-    batch = prompt_batch(prompts, targets, 104, 31, c.prompts)
-    whole = prompt_batch(prompts, targets, 104, 0, c.prompts)
-    block = pair_batch(pairs, "response", 256, c.pairs)
-    (tails,) = packed_blocks([len(p.ids) - 31 + 2 for p in prompts], c.prompts)
-    packed = packed_prompts([prompts[i] for i in tails.rows], targets, tails.shape, 31)
-    (some,) = ask.pair_blocks(pairs, c.pairs)
-    lane = packed_pairs([pairs[i] for i in some.rows], "response", some.shape, 31)
-    print(
-        f"{c.shape}, {c.dtype}: parameters {size(params):.1f} GiB; GiB of arguments and results "
-        "of each program"
-    )
-
-    def lower(name: str, program: Any, *args: Any, **static: Any) -> Any:
-        traced = program.trace(config, *args, **static)
-        text = traced.lower(lowering_platforms=(c.platform,)).as_text()
-        out = traced.out_info
-        print(
-            f"{name:16}{size(args):8.2f}{size(out):8.2f}   {len(text.splitlines()):6} operations "
-            f"for {c.platform}",
-            flush=True,
-        )
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), out)
-
+    s, lower = shapes.SHAPES[c.shape], partial(lowered, c)
+    config, dtype = shapes.config_of(s), jnp.dtype(c.dtype)
+    prompts, pairs = shapes.draw_tokens(s["vocab"], c.prompts, c.pairs)
+    behaviour, site = shapes.behaviour_of(s), Site("resid_post", s["layer"])
+    head, asked = shapes.HEADER, (behaviour.histories, behaviour.positions)
+    params = abstract_params(config, dtype)
+    weights = jax.ShapeDtypeStruct((config.hidden, 75), jnp.float32)
+    encoder = Encoder(weights, jax.ShapeDtypeStruct((75,), jnp.float32))  # type: ignore[arg-type]
+    batch = prompt_batch(prompts, *asked, Padded(104 - head, c.prompts), head)
+    whole = prompt_batch(prompts, *asked, Padded(104, c.prompts))
+    block = pair_batch(pairs, "response", Padded(256, c.pairs))
+    (tails,) = packed_chunks([len(p.ids) - head + 2 for p in prompts], c.prompts)
+    packed = prompt_batch([prompts[i] for i in tails.rows], *asked, tails.layout, head)
+    lane = packed_pairs(pairs, head)
+    print(f"{c.shape}, {c.dtype}: parameters {size(params):.1f} GiB; GiB of arguments and results")
     with numerics(c.dtype):
-        rate, both = jnp.float32(1e-4), {"targets": targets, "site": site}
+        rate, both = jnp.float32(1e-4), {"behaviour": behaviour, "site": site}
+        update = Update(rate)
         lower("base", base, params, packed, **both)
-        steps, _ = lower(
-            "factors",
-            jit(factors, static_argnames=("config", "normalised")),
-            params,
-            block,
-            rate,
-            None,
-        )
+        steps, _ = lower("form_steps", Program(form_steps), params, block, update)
         lower("forward", forward, params, steps, batch, **both)
         lower("finite", finite, params, steps, batch, **both)
-        weights = (np.zeros((1, c.prompts, 75), np.float32), np.zeros((1, c.prompts), np.float32))
-        gradient = lower("query", query.query, params, packed, encoder, *weights, **both)
-        gradient = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), gradient
-        )  # as `finish` leaves it
-        lower("along", query.along, params, lane, gradient, rate)
-        lower("answer", query.answer, params, block, (gradient,), rate, normalised=False)
-        own = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), params.blocks
-        )
+        z, y = np.zeros((1, c.prompts, 75), np.float32), np.zeros((1, c.prompts), np.float32)
+        gradient = lower("query", query, params, packed, encoder, Weighting(z, y), **both)
+        # as `finish` leaves it
+        gradient = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), gradient)
+        lower("directional_derivative", directional_derivative, params, lane, gradient, rate)
+        lower("inner_products", inner_products, params, block, (gradient,), update)
+        layer = Layer(jax.tree.map(drop, params.blocks), jax.ShapeDtypeStruct((), jnp.int32))
         kept = jax.ShapeDtypeStruct(steps.stream.shape[1:], dtype)
-        formed = lower("matrices", matrices, own, (kept,), (kept,), None)
-        y = lower("start_y", start_y, params, (steps,), whole, targets=targets)
-        lower(
-            "pull_block, Y",
-            pull_block,
-            own,
-            drop(y.stream),
-            y.g,
-            y.total,
-            formed,
-            None,
-            stream="resid_post",
-        )
-        below = jax.eval_shape(lambda p: up_to(p, site.layer), params)
-        x = lower(
-            "start_h",
-            start_h,
-            below,
-            np.zeros((c.prompts, 96), np.int32),
-            pairs=c.pairs,
-            readouts=c.readouts,
-        )
+        formed = KeptOfLayer(kept, kept, None)  # type: ignore[arg-type]
+        own = {"config": config}
+        formed = lower("matrices", matrices, layer, (formed,), update, **own)
+        y = lower("start_y", start_y, params, (steps,), whole, behaviour=behaviour)
+        pulled = Pulled(drop(y.stream), y.g, y.total, None)  # type: ignore[arg-type]
+        lower("pull_layer, Y", pull_layer, layer, pulled, formed, **own)
+        below = jax.eval_shape(lambda p: p.up_to(site.layer), params)
+        tokens = np.zeros((c.prompts, 96), np.int32)
+        x = lower("start_h", start_h, below, tokens, pairs=c.pairs, readouts=c.readouts)
         at = jax.ShapeDtypeStruct((c.prompts,), jnp.int32)
-        reads = Reads(at, jax.ShapeDtypeStruct((c.readouts, c.prompts, config.hidden), dtype))  # type: ignore[arg-type]
-        lower(
-            "pull_block, X",
-            pull_block,
-            own,
-            drop(x.stream),
-            x.g,
-            x.total,
-            formed,
-            reads,
-            stream="resid_post",
-        )
-        tokens, seen = np.zeros((c.prompts, 96), np.int32), np.arange(1024, dtype=np.int32)
+        direction = jax.ShapeDtypeStruct((c.readouts, c.prompts, config.hidden), dtype)
+        reads = Reads(at, direction)  # type: ignore[arg-type]
+        pulled = Pulled(drop(x.stream), x.g, x.total, reads)  # type: ignore[arg-type]
+        lower("pull_layer, X", pull_layer, layer, pulled, formed, **own)
+        seen = np.arange(1024, dtype=np.int32)
         lower("pull_embedding", pull_embedding, (steps,), tokens, seen, x.g, x.total)
+
+
+def packed_pairs(pairs: list[PairTokens], head: int) -> Any:
+    """All pairs in one lane."""
+    asking = Asking(Stepping(None, None), head)  # type: ignore[arg-type]
+    (chunk,) = asking.chunks(pairs, len(pairs))
+    return pair_batch([pairs[i] for i in chunk.rows], "response", chunk.layout, head)
 
 
 def drop(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

@@ -5,25 +5,29 @@ import statistics
 import subprocess
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from smda_jax.data.batches import blocks_by_length, pair_batch, prompt_batch
-from smda_jax.jacobian import ask, passes
-from smda_jax.jacobian.evaluation import Evaluation
-from smda_jax.jacobian.passes import Update
-from smda_jax.jacobian.query import Query
-from smda_jax.jacobian.readout import read
-from smda_jax.model.llama import SCALE, Params
-from smda_jax.model.precision import numerics
 
 import smda_jax as smda
+from smda_jax.data.batch.batches import pair_batch, prompt_batch
+from smda_jax.data.batch.chunks import padded_chunks
+from smda_jax.data.batch.layouts import Padded
 from smda_jax.data.chat import PairTokens
 from smda_jax.data.targets import Targets
+from smda_jax.engines.query.dataset import Asking, directional_derivative, pull_readouts
+from smda_jax.engines.query.program import Query, Weighting
+from smda_jax.model.forward import logits
+from smda_jax.model.params import Params, Weights
+from smda_jax.reading.behaviours.begins import Begins
+from smda_jax.reading.evaluation import Evaluation
+from smda_jax.reading.readout import read
+from smda_jax.runtime.precision import numerics
+from smda_jax.steps.dataset import Stepping, steps_of
+from smda_jax.steps.updates.contract import Update
 
 ETA = 1e-4
 
@@ -36,40 +40,39 @@ def agree(name: str, got: np.ndarray, want: np.ndarray, tolerance: float) -> flo
 
 
 def dense(e: Evaluation, pairs: list[PairTokens]) -> tuple[np.ndarray, list[float]]:
-    """JAX as it comes: dense per-pair gradients, the model linearised in its parameters, tangents
-    of a few pairs together."""
-    config, params = e.model.config, e.model.params
+    """JAX as it comes: dense per-pair gradients, the model linearised in its parameters.
 
-    @partial(jax.jit, static_argnames="width")
-    def gradients(params: Params, batch: Any, width: int) -> Params:
-        from smda_jax.model.llama import logits
+    Tangents of a few pairs are pushed together.
+    """
+    params, behaviour = e.model.params, e.behaviour
 
+    @jax.jit
+    def gradients(params: Params, batch: Any) -> Params:
         def loss(params: Params, tokens: Any, at: Any, target: Any, weight: Any) -> Any:
-            logp = jax.nn.log_softmax(
-                logits(config, params, tokens[None])[0, at].astype(jnp.float32)
-            )
-            return -jnp.sum(
-                jnp.take_along_axis(logp, target[:, None], 1)[:, 0] * weight.astype(logp.dtype)
-            )
+            scored = logits(params, tokens[None])[0, at].astype(jnp.float32)
+            logp = jax.nn.log_softmax(scored)
+            chosen = jnp.take_along_axis(logp, target[:, None], 1)[:, 0]
+            return -jnp.sum(chosen * weight[0].astype(logp.dtype))
 
         axes = (None, 0, 0, 0, 0)
-        return jax.vmap(jax.grad(loss), axes)(
-            params, batch.tokens, batch.at, batch.target, batch.weight
-        )
+        own = (batch.tokens, batch.at, batch.target, batch.weight)
+        return jax.vmap(jax.grad(loss), axes)(params, *own)
 
     @jax.jit
     def push(params: Params, tangents: Params, batch: Any) -> Any:
-        _, linear = jax.linearize(lambda p: read(config, p, batch, e.targets, e.site)[:2], params)
+        _, linear = jax.linearize(lambda p: read(p, batch, behaviour, e.site)[:2], params)
         return jax.vmap(linear)(tangents)
 
     def once() -> np.ndarray:
-        batch = jax.tree.map(jnp.asarray, pair_batch(pairs, "response", 256, len(pairs)))
-        g = gradients(params, batch, 256)
+        layout = Padded(256, len(pairs))
+        g = gradients(params, jax.tree.map(jnp.asarray, pair_batch(pairs, "response", layout)))
         dy = np.zeros((len(pairs), len(e.tokens)), np.float32)
-        lengths = [len(t.ids) + 2 for t in e.tokens]
-        for rows, width, size in blocks_by_length(lengths, 64):
-            prompts = prompt_batch([e.tokens[i] for i in rows], e.targets, width, 0, size)
-            dy[:, rows] = -ETA * np.asarray(push(params, g, prompts)[1], np.float32)[:, : len(rows)]
+        for chunk in padded_chunks([len(t.ids) + 2 for t in e.tokens], 64):
+            own = [e.tokens[i] for i in chunk.rows]
+            histories, positions = behaviour.histories, behaviour.positions
+            batch = prompt_batch(own, histories, positions, chunk.layout)
+            found = np.asarray(push(params, g, batch)[1], np.float32)
+            dy[:, chunk.rows] = -ETA * found[:, : len(own)]
         return dy
 
     with numerics(e.model.dtype):
@@ -97,7 +100,7 @@ class Loops:
             name: Loop(
                 folder,
                 e.tokens,
-                e.targets.sequences,
+                e.behaviour.targets.sequences,
                 e.site.layer,
                 tuned="tuned" in name,
                 device=device,
@@ -107,8 +110,8 @@ class Loops:
         # A larger step for the comparison: in float32 the loop's differences would be rounding
         # otherwise.
         eta = 3e-2
-        steps, _ = passes.factors_of(e.model, few[:1], Update(eta))
-        true = smda.finite(e, steps, block=32)
+        steps, _ = steps_of(Stepping(e.model, Update(eta)), few[:1])
+        true = smda.finite(e, steps, batch_size=32)
         for name, loop in self.loops.items():
             _, dy, _ = loop.run(few[:1], eta)
             agreement[f"finite against {name}"] = agree(
@@ -135,15 +138,11 @@ def bergson(
 
     It covers linear layers only, so that nothing else is counted in ours for the comparison.
     """
-    e = replace(
-        e,
-        tokens=e.tokens[:8],
-        h=e.h[:8],
-        z=e.z[:8],
-        y=e.y[:8],
-        targets=Targets.of([e.targets.sequences[0]]),
-    )
-    target = [int(t) for t in e.targets.sequences[0]]
+    targets = e.behaviour.targets.sequences  # type: ignore[attr-defined]
+    own = Begins(Targets.of([targets[0]]))
+    question = replace(e.question, behaviour=own)
+    e = replace(e, question=question, tokens=e.tokens[:8], h=e.h[:8], z=e.z[:8], y=e.y[:8])
+    target = [int(t) for t in targets[0]]
     asked = {
         "prompts": [
             {"ids": [int(i) for i in t.ids] + target, "first": len(t.ids)} for t in e.tokens
@@ -157,11 +156,13 @@ def bergson(
     )
     found = json.loads(files[2].read_text())
     with numerics(e.model.dtype):
-        g = ask.pull_policy(e, None, np.full((1, 8), 1 / 8)).gradient
-        norms = {name: jnp.zeros_like(getattr(g.blocks, name)) for name in SCALE}
+        g = pull_readouts(e, Weighting(None, np.full((1, 8), 1 / 8))).gradient
+        table = e.model.config.table
+        scales = {op.name: Weights(jnp.zeros_like(g.blocks[op.name].w)) for op in table.scales}
         others = {name: jnp.zeros_like(getattr(g, name)) for name in ("embed", "final_norm")}
-        linear = replace(g, blocks=replace(g.blocks, **norms), **others)
-    ours, _ = ask.along(e.model, pairs, Query(linear), -1.0)
+        linear = replace(g, blocks=g.blocks | scales, **others)
+    asking = Asking.along(Stepping(e.model, Update(-1.0)), pairs)
+    ours, _ = directional_derivative(asking, pairs, Query(linear))
     agreement["score of bergson"] = agree(
         "bergson", found["scores"], ours[0], 0.1 if e.model.dtype == jnp.bfloat16 else 2e-3
     )

@@ -104,7 +104,7 @@ class Loop:
         h = np.zeros((len(self.prompts), self.model.config.hidden_size), np.float32)
         scores = np.zeros((len(self.sequences), len(self.prompts)))
         for rows in self.batches:
-            eot = [self.prompts[i].eot for i in rows]
+            eot = [self.prompts[i].read_at for i in rows]
             if self.tuned:
                 scores[:, rows], h[rows] = self._together(rows, eot)
                 continue

@@ -12,61 +12,20 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def demo(record: dict) -> str:
-    """The markdown that a record of the demo makes."""
-    s, sec, ratio, summary = record["shapes"], record["seconds"], record["ratio"], record["summary"]
-    fit, gap = summary["fits"]["all"]["test"], summary["categories"]["religious stereotyping"]
-    others = [c for name, c in summary["categories"].items() if c["refused"] > 0.5]
-    auc, first, flags = summary["planted_pairs_auc"], summary["first_order"], summary["flags"]
-
-    def row(name: str, key: str) -> str:
-        return (
-            f"| {name} | "
-            + " | ".join(f"{auc[c][key]:.2f}" for c in ("harmful_refusal", "harmless_compliance"))
-            + " |"
-        )
-
+    """The markdown that a record of the demo makes; the findings are those of the page."""
+    s, sec, ratio = record["shapes"], record["seconds"], record["ratio"]
     size = f"{s['pairs']} pairs, {s['prompts']} prompts, {s['features']} features"
+    how = f"{record['device']['platform']}, {record['precision']}, one run"
     lines = [
         f"What `./scripts/demo` finds on the embedded model ({size}):",
         "",
-        f"- The policy predicts Y with R² {fit['r2']:.2f} and refusals with accuracy "
-        f"{fit['accuracy']:.2f} "
-        f"(majority {fit['majority']:.2f}) on held-out prompts.",
-        f"- The planted gap shows: religious stereotyping has mean Y {gap['y']:.1f} nats "
-        f"(policy {gap['prediction']:.1f}), "
-        f"the other harm categories {min(c['y'] for c in others):.1f} to "
-        f"{max(c['y'] for c in others):.1f}.",
-        f"- First order holds: R² against the true step, {first['pairs']} pairs in float64, is "
-        f"{first['r2_delta_y']:.6f} for "
-        f"ΔY and {first['r2_delta_w']:.6f} for ΔW.",
-        f"- {flags['by_mean_delta_y']} pairs move the behaviour as the other class does "
-        "(`flagged_delta_y`): "
-        f"{flags['planted_by_mean_delta_y']} of the {flags['planted']} corrupted ones are among "
-        "them. By score, as the paper "
-        f"flags, {flags['by_score']} would be.",
-        "- The corrupted pairs are found with these AUCs, each figure oriented as the paper "
-        "flags misaligned pairs (low is "
-        "suspicious in the refusal class, high in the other; a high off-target share in both):",
+        *(f"- {sentence}" for sentence in record["findings"]),
         "",
-        "| | harmful_refusal | harmless_compliance |",
-        "|---|---|---|",
-        row("score", "score"),
-        row("mean ΔY", "mean_delta_y"),
-        row("off-target share", "off_target_share"),
-        "",
-        "  An AUC near 0 separates as well as one near 1, the other way round: Y is a negative "
-        "log-probability and the policy "
-        "has no intercept, so a step that raises refusals shrinks the policy, and its score is "
-        "negative.",
-        "",
-        f"Against the PyTorch loop on the same files ({record['device']['platform']}, "
-        f"{record['precision']}, one run; the loop "
-        f"measured on {sec['loop_pairs_measured']} pairs): {ratio['loop_to_engine_warm']:.1f} "
-        "times its speed warm, "
-        f"{ratio['loop_to_command_cold']:.1f} times for the whole command cold, imports and "
-        "compilation included "
-        f"({sec['command_cold']:.0f} s; {sec['command_with_programs_kept']:.0f} s once its "
-        "programs have been compiled).",
+        f"Against the PyTorch loop on the same files ({how}; the loop measured on "
+        f"{sec['loop_pairs_measured']} pairs): {ratio['loop_to_engine_warm']:.1f} times its speed "
+        f"warm, {ratio['loop_to_command_cold']:.1f} times for the whole command cold, imports and "
+        f"compilation included ({sec['command_cold']:.0f} s; "
+        f"{sec['command_with_programs_kept']:.0f} s once its programs have been compiled).",
     ]
     return "\n".join(lines)
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tyro
-from attribution import ROOT, Benchmark, main  # type: ignore[import-not-found]
+from attribution import Benchmark, main  # type: ignore[import-not-found]
+from shapes import ROOT  # type: ignore[import-not-found]
 
 BASE = Benchmark(
     shape="small", pairs=50, prompts=64, features=24, engines=("auto", "score"), loop_pairs=0

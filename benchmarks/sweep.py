@@ -10,7 +10,6 @@ first pair are timed apart, for they compile.
 
 import json
 import platform
-import subprocess
 import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -19,11 +18,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import tyro
+from shapes import ROOT, commit  # type: ignore[import-not-found]
 
 from smda_jax.policy.bootstrap import refit, resamples, shifts
 from smda_jax.policy.sums import Cells, accumulate, answer
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -73,13 +71,10 @@ def main(b: Benchmark) -> None:
     for _ in shifts(X, found, dX, dY):
         pass
     seconds["resamples"] = time.perf_counter() - start
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    )
     record = {
         "benchmark": "sweep",
         "schema_version": 1,
-        "commit": done.stdout.strip() or "unknown",
+        "commit": commit(),
         "settings": {k: v for k, v in asdict(b).items() if k != "out"},
         "cells": b.weightings * b.penalties,
         "device": {

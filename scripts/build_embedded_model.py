@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import embedded_tokenizer as own_tokenizer
 import grammar
 import jax
 import jax.numpy as jnp
@@ -21,39 +22,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
 from rich.console import Console
-from smda_jax.model.llama import Params, Read, embed, logits, run_blocks
 from smda_jax.train import language
 from smda_jax.train import sae as sae_training
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
 from smda_jax.data.chat import Chat
 from smda_jax.data.targets import REFUSALS
-from smda_jax.model import hf
-from smda_jax.model.config import from_hf
+from smda_jax.model import checkpoint
+from smda_jax.model.families import read_config_of
+from smda_jax.model.forward import Read, Wanted, embed, logits, run_blocks
+from smda_jax.model.params import Params
 from smda_jax.sae.encoder import activation, relu_proxy
 from smda_jax.sae.formats import load as load_sae
 from smda_jax.sae.formats import save_saelens
 
 LAYER = 1
-SPECIAL = (
-    "<|begin_of_text|>",
-    "<|end_of_text|>",
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    "<|eot_id|>",
-    "<|pad|>",
-)
-# Llama 3's turns; like its own template this one prints today's date unless a date is given.
-TEMPLATE = """\
-{%- if date_string is not defined %}{%- set date_string = strftime_now("%d %b %Y") %}{%- endif %}
-{{- bos_token + "<|start_header_id|>system<|end_header_id|>\\n\\nToday Date: " + date_string + "<|eot_id|>" }}
-{%- for message in messages %}
-{{- "<|start_header_id|>" + message["role"] + "<|end_header_id|>\\n\\n" + message["content"] | trim + "<|eot_id|>" }}
-{%- endfor %}
-{%- if add_generation_prompt %}{{- "<|start_header_id|>assistant<|end_header_id|>\\n\\n" }}{%- endif %}"""
-# Contractions, words with the space before them, single digits, punctuation, line breaks.
-SPLIT = r"['’](?:s|t|m)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s*[\r\n]+|\s+"
 
 
 @dataclass(frozen=True)
@@ -112,67 +94,6 @@ def make_pairs(prompts: list[grammar.Prompt], rng: np.random.Generator) -> list[
     return rows
 
 
-def make_tokenizer(texts: list[str], folder: Path) -> None:
-    """Byte-level BPE with Llama-3's special tokens and turn layout."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    trainer = trainers.BpeTrainer(
-        vocab_size=704,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-        special_tokens=[AddedToken(t, special=True) for t in SPECIAL],
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=SPECIAL[0],
-        eos_token="<|eot_id|>",
-        pad_token="<|pad|>",
-        chat_template=TEMPLATE,
-        clean_up_tokenization_spaces=False,
-    )
-    fast.save_pretrained(folder)
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
-
-
-def model_config(vocab: int, chat: Chat) -> dict:
-    """`config.json` of the embedded model: Llama-3.2 in small, tied, grouped-query, llama3 rope."""
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": vocab,
-        "hidden_size": 64,
-        "intermediate_size": 112,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 32,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "tie_word_embeddings": True,
-        "hidden_act": "silu",
-        "rope_scaling": {
-            "rope_type": "llama3",
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 256,
-        },
-        "attention_bias": False,
-        "mlp_bias": False,
-        "max_position_embeddings": 512,
-        "torch_dtype": "float32",
-        "bos_token_id": chat.tokenizer.bos_token_id,
-        "eos_token_id": chat.end_of_turn,
-    }
-
-
 def batches(
     chat: Chat,
     prompts: list[grammar.Prompt],
@@ -210,17 +131,16 @@ def batches(
         yield jnp.asarray(tokens[draw]), jnp.asarray(weight[draw])
 
 
-def residuals(
-    params: Params, config: object, rows: list[tuple[list[int], int]]
-) -> tuple[np.ndarray, np.ndarray]:
+def residuals(params: Params, rows: list[tuple[list[int], int]]) -> tuple[np.ndarray, np.ndarray]:
     """Residual stream after block LAYER: (at every token but the first, at each row's end of
     turn)."""
-    from functools import partial
 
-    @partial(jax.jit, static_argnums=2)
-    def read(tokens: jax.Array, at: jax.Array, site_layer: int) -> jax.Array:
-        read = Read("resid_post", (site_layer,), at)
-        return run_blocks(config, params, embed(params, tokens), read=read).read[0]  # type: ignore[arg-type, index]
+    @jax.jit
+    def read(tokens: jax.Array, at: jax.Array) -> jax.Array:
+        wanted = Wanted(read=Read("resid_post", (LAYER,), at[:, None]))
+        found = run_blocks(params, embed(params, tokens), wanted=wanted).read
+        assert found is not None
+        return found[0, :, 0]
 
     width, every, ends = max(len(ids) for ids, _ in rows), [], []
     for start in range(0, len(rows), 64):
@@ -229,11 +149,11 @@ def residuals(
         for i, (ids, _) in enumerate(part):
             tokens[i, : len(ids)] = ids
         at = np.zeros(64, np.int32)
-        at[: len(part)] = [eot for _, eot in part]
-        ends.append(np.asarray(read(jnp.asarray(tokens), jnp.asarray(at), LAYER))[: len(part)])
+        at[: len(part)] = [end for _, end in part]
+        ends.append(np.asarray(read(jnp.asarray(tokens), jnp.asarray(at)))[: len(part)])
         for t in range(1, width):
             keep = [i for i, (ids, _) in enumerate(part) if t < len(ids)]
-            every.append(np.asarray(read(jnp.asarray(tokens), jnp.full(64, t), LAYER))[keep])
+            every.append(np.asarray(read(jnp.asarray(tokens), jnp.full(64, t)))[keep])
     return np.concatenate(every), np.concatenate(ends)
 
 
@@ -267,13 +187,9 @@ def train_sae(
     )
 
 
-def greedy_refusals(
-    params: Params, config: object, chat: Chat, prompts: list[grammar.Prompt]
-) -> list[bool]:
+def greedy_refusals(params: Params, chat: Chat, prompts: list[grammar.Prompt]) -> list[bool]:
     """Whether the greedy answer begins with one of the refusal sequences."""
-    from functools import partial
-
-    step = jax.jit(partial(logits, config, params))  # type: ignore[arg-type]
+    step = jax.jit(lambda tokens: logits(params, tokens))
     width = max(len(chat.encode(r)) for r in REFUSALS)
     refused = []
     for p in prompts:
@@ -333,38 +249,37 @@ def main(build: Build) -> None:
         "\n\n",
         "Today Date: 26 Jul 2024",
     ]  # every conversation's, each piece apart
-    make_tokenizer(texts + frame * len(texts), model)
+    own_tokenizer.make_tokenizer(texts + frame * len(texts), model)
     chat = Chat(model)
-    raw = model_config(len(chat.tokenizer), chat)
-    config = from_hf(raw)
+    raw = own_tokenizer.model_config(len(chat.tokenizer), chat)
+    config = read_config_of(raw)
 
     schedule = optax.warmup_cosine_decay_schedule(0.0, 4e-3, 100, build.steps, 4e-5)
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.01)
     )
     params = language.train(
-        config,
         language.init(config, jax.random.key(build.seed)),
         batches(chat, training, build.steps, rng),
         optimizer,
         lambda step, loss: console.print(f"model step {step}: loss {loss:.4f}"),
     )
-    hf.save(model, raw, params)
+    checkpoint.save(model, raw, params)
 
     sample = [training[i] for i in rng.permutation(len(training))[:3000]]
-    rows = [(t.ids, t.eot) for t in (chat.prompt(p.text, 512) for p in sample)]
-    every, ends = residuals(params, config, rows)
+    rows = [(t.ids, t.read_at) for t in (chat.prompt(p.text, 512) for p in sample)]
+    every, ends = residuals(params, rows)
     train_sae(build, every, ends, sae_folder, console)
 
     _, own_ends = residuals(
-        params, config, [(t.ids, t.eot) for t in (chat.prompt(p.text, 512) for p in evaluation)]
+        params, [(t.ids, t.read_at) for t in (chat.prompt(p.text, 512) for p in evaluation)]
     )
     x = np.asarray(activation(relu_proxy(load_sae(sae_folder).encoder), jnp.asarray(own_ends)))
     labels = feature_labels(x, evaluation)
     table = pa.table({"feature_id": list(range(len(labels))), "label": labels})
     pq.write_table(table, build.out / "feature_labels.parquet")
 
-    refused = greedy_refusals(params, config, chat, evaluation)
+    refused = greedy_refusals(params, chat, evaluation)
     shuffled = rng.permutation(len(evaluation))
     rows_out = [
         {

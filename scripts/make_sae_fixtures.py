@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Writes `tests/fixtures/sae`: small SAEs saved and encoded by sae-lens and eai-sparsify
+"""Writes `tests/sae/fixtures`: small SAEs saved and encoded by sae-lens and eai-sparsify
 themselves.
 
-    python -m venv /tmp/fixtures && /tmp/fixtures/bin/pip install torch==2.13.0 sae-lens==6.54.12
-    eai-sparsify==1.3.3 /tmp/fixtures/bin/python scripts/make_sae_fixtures.py
+    python -m venv ENV && ENV/bin/pip install --group fixtures
+    ENV/bin/python scripts/make_sae_fixtures.py
 
 The two libraries bring some hundred packages, too many for every test run. A folder holds the SAE's
 own files and `expected.npz`: inputs `x` and the library's own activations `acts`, dense. A training
@@ -29,7 +29,7 @@ from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 from sparsify import SparseCoder, SparseCoderConfig
 
-OUT = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "sae"
+OUT = Path(__file__).resolve().parent.parent / "tests" / "sae" / "fixtures"
 D, S = 12, 20
 
 

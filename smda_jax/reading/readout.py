@@ -33,12 +33,7 @@ class Reading(NamedTuple):
     extra: Float[Array | np.ndarray, "layer *pair prompt hidden"]
 
 
-class ReadingRows(NamedTuple):
-    """Where the rows of a `Reading` lie."""
-
-    h: Rows = Rows(0)
-    y: Rows = Rows(0)
-    extra: Rows = Rows(1)
+READING_OF_PROMPTS = Reading(Rows(), Rows(), Rows(1))  # type: ignore[arg-type]
 
 
 def read(
@@ -68,7 +63,7 @@ def read(
     return Reading(h[0], behaviour.value(logits), h[1:])
 
 
-@program(Replicated(), Rows(), result=ReadingRows(), static=("behaviour", "site"))
+@program(Replicated(), Rows(), result=READING_OF_PROMPTS, static=("behaviour", "site"))
 def base(params: Params, batch: PromptBatch, behaviour: Behaviour, site: Site) -> Reading:
     """`read` at the base weights."""
     return read(params, batch, behaviour, site)

@@ -194,12 +194,12 @@ def test_a_run_writes_its_analyses(files, tmp_path):
     # Activations of the pairs' own prompts.
     h = np.stack(
         [
-            oracle.read(model, p.ids, p.eot, ("resid_post", 1), sequences)[0]
+            oracle.read(model, p.ids, p.read_at, ("resid_post", 1), sequences)[0]
             for p in [chat.prompt(p, 512) for p, *_ in PAIRS]
         ]
     )
     other = np.stack(
-        [oracle.read(model, p.ids, p.eot, ("resid_post", 1), sequences)[0] for p in prompts]
+        [oracle.read(model, p.ids, p.read_at, ("resid_post", 1), sequences)[0] for p in prompts]
     )
     refused = table(out, "prompts.parquet")["refused"]
     unit = [

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from support import PAIRS, PROMPTS, fails, run
+from support import PAIRS, PROMPTS, ROOT, fails, run
 
 from smda_jax.cli import main
 
@@ -179,9 +179,7 @@ def test_a_changed_file_of_features_is_another_configuration(files, tmp_path, ca
 
 
 def test_an_sae_of_another_width_is_refused(files, tmp_path, capsys):
-    from pathlib import Path
-
-    other = Path(__file__).parent / "fixtures" / "sae" / "jumprelu"
+    other = ROOT / "tests" / "sae" / "fixtures" / "jumprelu"
     fails(
         capsys,
         lambda: run(files | {"sae": other}, tmp_path / "run", "--layer=0"),
@@ -231,7 +229,7 @@ def test_too_little_memory_is_said_in_one_line(files, tmp_path, capsys, monkeypa
 
 
 def test_a_full_disk_is_said_in_one_line(files, tmp_path, capsys, monkeypatch):
-    from smda_jax.runs import store
+    from smda_jax.runs.folder import store
 
     def full(*_, **__):
         raise OSError(28, os.strerror(28))

@@ -133,7 +133,7 @@ def test_an_axis_that_needs_another_pass_runs_it(files, kept, tmp_path):
 def test_parts_of_several_machines_make_one_table_and_a_killed_sweep_continues(
     kept, tmp_path, capsys, monkeypatch
 ):
-    from smda_jax.runs import sweep as module
+    from smda_jax.runs.sweep import run as module
 
     monkeypatch.setattr(module, "HELD", 1)  # one weighting a part
     grid = {"alpha": {"logspace": [-2, 2, 5]}, "bootstrap": 4, "features": ["all", "leave-one-out"]}

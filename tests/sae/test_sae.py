@@ -22,7 +22,7 @@ SITES = {
     "jumprelu": ("resid_post", 10),
     "gated": ("attn_out", 1),
     "layers.6": ("resid_post", 6),
-    "layers.7.mlp": ("mlp_out", 7),
+    "layers.7.mlp": ("mlp_module", 7),
     "old_standard": ("resid_post", 3),
     "matryoshka_training": ("resid_post", 4),
 }
@@ -139,7 +139,7 @@ def test_dictionary_learning_needs_leave_to_open_its_pickle(tmp_path, rng):
         rtol=1e-4,
         atol=1e-5,
     )
-    assert (sae.site, sae.layer) == ("attn_out", 3)
+    assert (sae.site, sae.layer) == ("attn_module", 3)
     # The same tensors under a top-k class: its stored threshold is not what its encoder uses.
     (tmp_path / "config.json").write_text(
         json.dumps({"trainer": trainer | {"dict_class": "AutoEncoderTopK"}})
@@ -158,8 +158,8 @@ def test_dictionary_learning_needs_leave_to_open_its_pickle(tmp_path, rng):
 
 def test_hooks_of_both_spellings():
     assert parse_hook("blocks.10.hook_resid_post") == ("resid_post", 10)
-    assert parse_hook("model.layers.4.mlp") == ("mlp_out", 4)
-    assert parse_hook("layers.4.self_attn") == ("attn_out", 4)
+    assert parse_hook("model.layers.4.mlp") == ("mlp_module", 4)
+    assert parse_hook("layers.4.self_attn") == ("attn_module", 4)
     assert parse_hook("") == (None, None)
     with pytest.raises(InputError, match="hook_z"):
         parse_hook("blocks.3.attn.hook_z")

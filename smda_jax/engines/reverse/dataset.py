@@ -52,8 +52,8 @@ def reverse(
 
     Args:
         evaluation: from `activations`.
-        steps: from `pair_steps`, or groups of pairs (`steps_in_groups`), whose pairs then follow each
-            other.
+        steps: from `pair_steps`, or groups of pairs (`steps_in_groups`), whose pairs then follow
+            each other.
         prompts: default all.
         batch_size: readouts that are pulled back at a time.
         inactive: of z also where a feature is not active; NaN there otherwise.

@@ -10,7 +10,8 @@ from smda_jax.errors import InputError
 from smda_jax.sae.encoder import Rule
 from smda_jax.sae.formats.common import SAE, Tensors, own_site, read_config
 
-FILE = "ae.pt"
+# Its names of what a module gives, before any norm after it.
+_STREAMS = {"mlp_out": "mlp_module", "attention_out": "attn_module"}
 
 
 def read(folder: Path, dtype: Any) -> SAE:
@@ -77,4 +78,4 @@ def _dictionary_site(hook: str, layer: int | None, path: Path) -> tuple[str | No
     named = re.fullmatch(r"(resid_post|resid_pre|mlp_out|attention_out)_layer_(\d+)", hook)
     if not named:
         return own_site(hook, path, layer)
-    return named[1].replace("attention_out", "attn_out"), int(named[2])
+    return _STREAMS.get(named[1], named[1]), int(named[2])

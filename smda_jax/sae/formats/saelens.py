@@ -14,7 +14,6 @@ from smda_jax.errors import InputError
 from smda_jax.sae.encoder import Encoder
 from smda_jax.sae.formats.common import SAE, Tensors, own_site, read_config, sizes
 
-FILE = "sae_weights.safetensors"
 _FOLDED_BY_SIGN = 1e-8  # SAELens clamps decoder norms from below before it folds them
 _NORMALISATIONS = ("none", "layer_norm", "constant_norm_rescale")
 

@@ -7,8 +7,6 @@ from typing import Any
 from smda_jax.errors import InputError
 from smda_jax.sae.formats.common import SAE, Tensors, own_site, read_config
 
-FILE = "sae.safetensors"
-
 
 def read(folder: Path, dtype: Any) -> SAE:
     """Raises InputError: see `formats.load`."""
