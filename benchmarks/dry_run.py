@@ -26,6 +26,7 @@ from smda_jax.engines.finite.program import finite
 from smda_jax.engines.forward.program import forward
 from smda_jax.engines.query.dataset import Asking
 from smda_jax.engines.query.program import (
+    Weighted,
     Weighting,
     directional_derivative,
     inner_products,
@@ -109,7 +110,7 @@ def main(c: DryRun) -> None:
         lower("forward", forward, params, steps, batch, **both)
         lower("finite", finite, params, steps, batch, **both)
         z, y = np.zeros((1, c.prompts, 75), np.float32), np.zeros((1, c.prompts), np.float32)
-        gradient = lower("query", query, params, packed, encoder, Weighting(z, y), **both)
+        gradient = lower("query", query, params, packed, Weighted(encoder, Weighting(z, y)), **both)
         # as `finish` leaves it
         gradient = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), gradient)
         lower("directional_derivative", directional_derivative, params, lane, gradient, rate)

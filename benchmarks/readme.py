@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the figures of README.md, between its markers, from the newest records of its benchmarks.
+"""Writes the figures of README.md and docs, between their markers, from the newest records.
 
 python benchmarks/readme.py
 """
@@ -85,15 +85,20 @@ def blocks() -> dict[str, str]:
     }
 
 
+FILES = ("README.md", "docs/engines.md", "docs/sweeps.md")
+
+
+def texts() -> str:
+    """The files with marked blocks, one after the other."""
+    return "\n".join((ROOT / name).read_text() for name in FILES)
+
+
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    text = path.read_text()
-    for name, content in blocks().items():
-        marked = f"<!-- {name} -->\n{content}\n<!-- /{name} -->"
-        text = re.sub(
-            rf"<!-- {name} -->\n.*?<!-- /{name} -->",
-            lambda _, marked=marked: marked,
-            text,
-            flags=re.S,
-        )
-    path.write_text(text)
+    for file in FILES:
+        path = ROOT / file
+        text = path.read_text()
+        for name, content in blocks().items():
+            marked = f"<!-- {name} -->\n{content}\n<!-- /{name} -->"
+            pattern = rf"<!-- {name} -->\n.*?<!-- /{name} -->"
+            text = re.sub(pattern, lambda _, marked=marked: marked, text, flags=re.S)
+        path.write_text(text)

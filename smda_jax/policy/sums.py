@@ -134,7 +134,7 @@ def answer(sums: Sums, cells: Cells) -> Answers:
 
     with s = 1, or the features' standard deviations where `scaled`; they count as constants under a
     step. A feature outside `mask`, or without any deviation to scale by, has coefficient and shift
-    nought.
+    zero.
     """
     s: Any = sums
     mean_x, mean_y = s.x / s.n, s.y / s.n

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -137,14 +137,32 @@ def run_prompts(
     return Reading(h[0], y, h[1:])
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Which features of an SAE are read, and how.
+
+    Attributes:
+        sae: the SAE.
+        features: ids, or as `--features` takes it.
+        encoder: relu_proxy (the paper's) or native (the SAE's own).
+    """
+
+    sae: SAE
+    features: str | list[int]
+    encoder: EncoderName = "relu_proxy"
+
+    def encoder_in(self, dtype: Any) -> Encoder:
+        """Of all features."""
+        whole = self.sae.encoder
+        return cast(relu_proxy(whole) if self.encoder == "relu_proxy" else whole, dtype)
+
+
 def evaluate_prompts(
     question: Question,
-    sae: SAE,
+    selection: Selection,
     prompts: Prompts,
     tokens: list[PromptTokens],
     reading: Reading,
-    features: str | list[int],
-    encoder: EncoderName = "relu_proxy",
 ) -> Evaluation:
     """Selects features and encodes the streams that have been read.
 
@@ -158,9 +176,8 @@ def evaluate_prompts(
         raise InputError(prompts.where(int(row)), what, remedy)
     h, y, extra = (np.asarray(v) for v in reading)
     with numerics(h.dtype):
-        whole = relu_proxy(sae.encoder) if encoder == "relu_proxy" else sae.encoder
-        whole = cast(whole, h.dtype)
-        ids = _feature_ids(whole, sae.features, h, prompts.label, features)
+        whole = selection.encoder_in(h.dtype)
+        ids = _feature_ids(whole, selection, h, prompts.label)
         chosen = select(whole, jnp.asarray(ids))
     z, active = encode(chosen, h)
     return Evaluation(question, tokens, chosen, ids, h, extra, z, active, y)
@@ -168,12 +185,12 @@ def evaluate_prompts(
 
 def _feature_ids(
     encoder: Encoder,
-    count: int,
+    selection: Selection,
     h: Float[np.ndarray, "prompt hidden"],
     label: Sequence[str | None],
-    features: str | list[int],
 ) -> list[int]:
     """The features asked for: ids, all, or those that the contrastive rule chooses."""
+    features, count = selection.features, selection.sae.features
     asked = parse(features) if isinstance(features, str) else features
     if asked is None:
         return list(range(count))
@@ -237,4 +254,5 @@ def activations(
     question = Question(model, own, resolve_site(sae, model.config, layer))
     tokens = tokenise_prompts(model, prompts, question.behaviour, max_length)
     reading = run_prompts(question, tokens, batch_size=batch_size)
-    return evaluate_prompts(question, sae, prompts, tokens, reading, features, encoder)
+    selection = Selection(sae, features, encoder)
+    return evaluate_prompts(question, selection, prompts, tokens, reading)

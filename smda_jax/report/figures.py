@@ -1,6 +1,6 @@
 """The figures of the page for a paper: PNG and PDF, by matplotlib."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,19 +25,7 @@ def draw(run: Run, folder: Path) -> Iterator[Path]:
     """Writes every figure that the run has data for → their paths."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    makers = {
-        "coefficients": _coefficients,
-        "gaps": _gaps,
-        "effects": _effects,
-        "pathways": _pathways,
-        "interference": _interference,
-        "landing": _landing,
-        "scores": _scores,
-        "agreement": _agreement,
-        "verify": _verify,
-        "timings": _timings,
-    }
-    for name, make in makers.items():
+    for name, make in FIGURES.items():
         figure = make(run)
         if figure is None:
             continue
@@ -340,3 +328,18 @@ def _verify(run: Run) -> Figure | None:
     figure.axes[0].set_ylabel("true, over η")
     figure.axes[0].legend(frameon=False, fontsize=8)
     return figure
+
+
+# file name -> what draws it; None where the run has no data for it
+FIGURES: dict[str, Callable[[Run], Figure | None]] = {
+    "coefficients": _coefficients,
+    "gaps": _gaps,
+    "effects": _effects,
+    "pathways": _pathways,
+    "interference": _interference,
+    "landing": _landing,
+    "scores": _scores,
+    "agreement": _agreement,
+    "verify": _verify,
+    "timings": _timings,
+}

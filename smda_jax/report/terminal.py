@@ -1,4 +1,6 @@
-"""What a run found, as tables on the terminal."""
+"""What a run found, as tables on the terminal; `findings` has the sentences."""
+
+from collections.abc import Iterator
 
 import numpy as np
 from rich import box
@@ -8,6 +10,28 @@ from rich.table import Table
 from rich.text import Text
 
 from smda_jax.runs.attribution.summary import Summary
+
+TOP = 5  # pairs, and half as many coefficients, that are shown
+# Columns of words; all others hold numbers.
+WORDS = ("subset", "label", "category", "pair", "class", "prompt")
+
+
+def print_summary(s: Summary, console: Console) -> None:
+    """Fit, strongest coefficients, gaps, pairs that move the policy most, pathways by class."""
+    console.print(
+        f"{len(s.pair_ids)} pairs, {s.prompts} prompts, {len(s.feature_ids)} features read from "
+        f"{s.site} (encoder {s.encoder}, gate {s.gate}, engine {s.engine})"
+    )
+    for table in (_fits(s), _coefficients(s), *_gaps(s), *_pairs(s), _classes(s)):
+        console.print(table)
+    for name, test in s.geometry.items():
+        if np.isfinite(test.spearman):
+            what = name.replace("_", " ")
+            figures = f"ρ {test.spearman:+.2f}, p {test.p:.3f} (Mantel)"
+            console.print(f"Shifts of two features against their {what}: {figures}")
+    off = "share of Σ|W·ΔW| that falls on features not active on the pair's own prompt"
+    console.print(f"off: {off}")
+    console.print(f"Run folder: {escape(s.out)}", soft_wrap=True)
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -20,10 +44,8 @@ def _table(title: str, *columns: str) -> Table:
         padding=(0, 1, 0, 0),
     )
     for name in columns:
-        words = name in ("subset", "label", "category", "pair", "class", "prompt")
-        table.add_column(
-            name, justify="left" if words else "right", no_wrap=name not in ("label", "prompt")
-        )
+        justify = "left" if name in WORDS else "right"
+        table.add_column(name, justify=justify, no_wrap=name not in ("label", "prompt"))
     return table
 
 
@@ -35,88 +57,59 @@ def _figure(value: float | None, form: str = ".3f") -> str:
     return "–" if value is None or not np.isfinite(value) else f"{value:{form}}"
 
 
-def print_summary(s: Summary, console: Console, top: int = 5) -> None:
-    """Policy fit, strongest coefficients, gaps by category, pairs that move the policy most,
-    pathway shares by class."""
-    console.print(
-        f"{len(s.pair_ids)} pairs, {s.prompts} prompts, {len(s.feature_ids)} features read from "
-        f"{s.site} "
-        f"(encoder {s.encoder}, gate {s.gate}, engine {s.engine})"
-    )
-    fit = _table(
-        "Policy fit, held-out prompts",
-        "subset",
-        "prompts",
-        "held out",
-        "α",
-        "accuracy",
-        "majority",
-        "F1",
-        "R²",
-        "ρ",
-    )
-    for name, f in s.fits.items():
-        held = f["test"]["prompts"] if f["test"] else 0
-        test = f["test"] or {}  # how it does where it was fitted says little
-        figures = (
-            _figure(test.get(k), ".2f") for k in ("accuracy", "majority", "f1", "r2", "spearman")
-        )
-        fit.add_row(name, str(held + f["train"]["prompts"]), str(held), f"{f['alpha']:g}", *figures)
-    console.print(fit)
+def _between(low: float, high: float) -> str:
+    return f"{low:+.2f} … {high:+.2f}"
 
+
+def _fits(s: Summary) -> Table:
+    names = ("subset", "prompts", "held out", "α", "accuracy", "majority", "F1", "R²", "ρ")
+    table = _table("Policy fit, held-out prompts", *names)
+    for name, fit in s.fits.items():
+        test = fit["test"] or {}  # how it does where it was fitted says little
+        held = fit["test"]["prompts"] if fit["test"] else 0
+        keys = ("accuracy", "majority", "f1", "r2", "spearman")
+        figures = (_figure(test.get(key), ".2f") for key in keys)
+        prompts = str(held + fit["train"]["prompts"])
+        table.add_row(name, prompts, str(held), f"{fit['alpha']:g}", *figures)
+    return table
+
+
+def _coefficients(s: Summary) -> Table:
     sure = None if s.confidence is None else s.confidence.coefficients
-    strongest = _table(
-        "Strongest coefficients (positive: the behaviour is likelier)",
-        "feature",
-        "W",
-        *["95 %", "sign"] * bool(sure),
-        "label",
-    )
-    for k in np.argsort(-np.abs(s.weights))[: 2 * top]:
-        how = (
-            ()
-            if sure is None
-            else (f"{sure.low[k]:+.2f} … {sure.high[k]:+.2f}", f"{sure.sign_stability[k]:.0%}")
-        )
-        strongest.add_row(
-            str(s.feature_ids[k]), f"{s.weights[k]:+.3f}", *how, _one_line(s.feature_labels[k])
-        )
-    console.print(strongest)
+    title = "Strongest coefficients (positive: the behaviour is likelier)"
+    table = _table(title, "feature", "W", *["95 %", "sign"] * bool(sure), "label")
+    for k in np.argsort(-np.abs(s.weights))[: 2 * TOP]:
+        row = [str(s.feature_ids[k]), f"{s.weights[k]:+.3f}"]
+        if sure is not None:
+            row += [_between(sure.low[k], sure.high[k]), f"{sure.sign_stability[k]:.0%}"]
+        table.add_row(*row, _one_line(s.feature_labels[k]))
+    return table
 
-    if len(s.gaps) > 1:
-        gaps = _table(
-            "Categories: mean log-probability Y of the behaviour; gap: from the label's other "
-            "prompts",
-            *("category", "prompts", "refused", "mean Y", "policy", "gap", "95 %"),
-        )
-        for g in s.gaps:
-            between = (
-                f"{g.interval.low[2]:+.2f} … {g.interval.high[2]:+.2f}"
-                if np.isfinite(g.gap)
-                else "–"
-            )
-            gaps.add_row(
-                escape(g.category),
-                str(g.prompts),
-                f"{g.refused:.0%}",
-                f"{g.y:.2f}",
-                f"{g.prediction:.2f}",
-                _figure(g.gap, "+.2f"),
-                between,
-            )
-        console.print(gaps)
 
+def _gaps(s: Summary) -> Iterator[Table]:
+    if len(s.gaps) < 2:
+        return
+    title = "Categories: mean log-probability Y of the behaviour; gap: from the label's others"
+    names = ("category", "prompts", "refused", "mean Y", "policy", "gap", "95 %")
+    table = _table(title, *names)
+    for g in s.gaps:
+        interval = _between(g.interval.low[2], g.interval.high[2])
+        figures = (f"{g.refused:.0%}", f"{g.y:.2f}", f"{g.prediction:.2f}", _figure(g.gap, "+.2f"))
+        known = interval if np.isfinite(g.gap) else "–"
+        table.add_row(escape(g.category), str(g.prompts), *figures, known)
+    yield table
+
+
+def _pairs(s: Summary) -> Iterator[Table]:
     order = np.argsort(s.score)
-    for title, rows in (
-        (
-            "Pairs that move the policy furthest along itself",
-            [i for i in order[::-1][:top] if s.score[i] > 0],
-        ),
-        ("… and against itself", [i for i in order[:top] if s.score[i] < 0]),
-    ):
+    along = [i for i in order[::-1][:TOP] if s.score[i] > 0]
+    against = [i for i in order[:TOP] if s.score[i] < 0]
+    titles = ("Pairs that move the policy furthest along itself", "… and against itself")
+    names = ("pair", "class", "score", "mean ΔY", "feature", "off", "prompt")
+    for title, rows in zip(titles, (along, against), strict=True):
         if not rows:
             continue
-        table = _table(title, "pair", "class", "score", "mean ΔY", "feature", "off", "prompt")
+        table = _table(title, *names)
         for i in rows:
             table.add_row(
                 s.pair_ids[i][:8],
@@ -127,78 +120,14 @@ def print_summary(s: Summary, console: Console, top: int = 5) -> None:
                 _figure(float(s.off_target[i]), ".0%"),
                 _one_line(s.pair_texts[i]),
             )
-        console.print(table)
+        yield table
 
-    shares = _table(
-        "Pathways by class", "class", "pairs", "median", "mean ΔY", "through X", "through Y", "off"
-    )
+
+def _classes(s: Summary) -> Table:
+    names = ("class", "pairs", "median", "mean ΔY", "through X", "through Y", "off")
+    table = _table("Pathways by class", *names)
     for name, c in s.classes().items():
-        shares.add_row(
-            name,
-            str(c["pairs"]),
-            f"{c['median_score']:+.2e}",
-            _figure(c["mean_delta_y"], "+.2e"),
-            *(_figure(c[k], ".0%") for k in ("delta_x_share", "delta_y_share", "off_target_share")),
-        )
-    console.print(shares)
-    for name, test in s.geometry.items():
-        if np.isfinite(test.spearman):
-            what = name.replace("_", " ")
-            console.print(
-                f"Shifts of two features against their {what}: ρ {test.spearman:+.2f}, p "
-                f"{test.p:.3f} (Mantel)"
-            )
-
-    known = (
-        f", {s.flags['planted_by_mean_delta_y']} of the {s.flags['planted']} planted ones"
-        if s.flags["planted"]
-        else ""
-    )
-    by_dy = (
-        "not known of scores alone"
-        if s.flags["by_mean_delta_y"] is None
-        else f"{s.flags['by_mean_delta_y']}"
-    )
-    by_dy += "" if s.flags["by_mean_delta_y"] is None else f" (flagged by mean ΔY{known})"
-    console.print(
-        f"Pairs that move the behaviour as the other class does: {by_dy}; by score, as the "
-        f"paper flags: {s.flags['by_score']}",
-        soft_wrap=True,
-    )
-    if s.auc:
-        found = _table(
-            "Finding the corrupted pairs: AUC within class",
-            "class",
-            "score",
-            "mean ΔY",
-            "off-target share",
-        )
-        for name, a in s.auc.items():
-            found.add_row(
-                name, *(_figure(a.get(k)) for k in ("score", "mean_delta_y", "off_target_share"))
-            )
-        console.print(found)
-        console.print(
-            "An AUC near 0 separates as well as one near 1: the figure then points the other way "
-            "than the paper's flags."
-        )
-    if s.first_order:
-        names = {
-            "r2_delta_y": "ΔY",
-            "r2_delta_x": "ΔX",
-            "r2_delta_w": "ΔW",
-            "r2_score": "the score",
-        }
-        figures = ", ".join(
-            f"{s.first_order[key]:.6f} of {name}"
-            for key, name in names.items()
-            if key in s.first_order
-        )
-        console.print(
-            f"First order against the true step, {s.first_order['pairs']:.0f} pairs in float64: "
-            f"R² {figures}"
-        )
-    console.print(
-        "off: share of Σ|W·ΔW| that falls on features not active on the pair's own prompt"
-    )
-    console.print(f"Run folder: {escape(s.out)}", soft_wrap=True)
+        shares = (c[key] for key in ("delta_x_share", "delta_y_share", "off_target_share"))
+        figures = (f"{c['median_score']:+.2e}", _figure(c["mean_delta_y"], "+.2e"))
+        table.add_row(name, str(c["pairs"]), *figures, *(_figure(v, ".0%") for v in shares))
+    return table

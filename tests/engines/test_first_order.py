@@ -35,6 +35,7 @@ from smda_jax.data.batch.chunks import packed_chunks
 from smda_jax.data.batch.layouts import scatter
 from smda_jax.engines.forward.program import forward
 from smda_jax.engines.query.program import (
+    Weighted,
     Weighting,
     directional_derivative,
     inner_products,
@@ -124,7 +125,8 @@ def test_query_equals_moved_weights(checkpoints, kind, dtype, site, scope, width
             scale += np.abs(y).sum() / m * np.abs(dy).max()
             ways = [(z, y, through_x + through_y), (z, None, through_x), (None, y, through_y)]
             queries = tuple(
-                query(params, batch, encoder, Weighting(a, b), BEHAVIOUR, place) for a, b, _ in ways
+                query(params, batch, Weighted(encoder, Weighting(a, b)), BEHAVIOUR, place)
+                for a, b, _ in ways
             )
             ask = jax.jit(partial(inspect.unwrap(inner_products.function)))
             answers, found = ask(params, block, queries, Update(ETA).ready())

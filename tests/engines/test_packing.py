@@ -15,7 +15,7 @@ from smda_jax.data.batch.batches import (
     shared_length,
 )
 from smda_jax.data.batch.chunks import packed_chunks
-from smda_jax.engines.query.program import Weighting, directional_derivative, query
+from smda_jax.engines.query.program import Weighted, Weighting, directional_derivative, query
 from smda_jax.model import checkpoint
 from smda_jax.reading.readout import base
 from smda_jax.reading.site import Site
@@ -51,8 +51,8 @@ def test_packed_prompts_are_read_as_padded_ones(checkpoints, kind, site, lanes):
             close(chunk.scatter(np.asarray(found.h)), np.asarray(whole.h)[chunk.rows], 1e-12)
             close(chunk.scatter(np.asarray(found.y)), np.asarray(whole.y)[chunk.rows], 1e-12)
             weights = Weighting(chunk.gather(z, 1), chunk.gather(y, 1))
-            one = query(params, batch, encoder, weights, BEHAVIOUR, where)
-            other = query(params, plain, encoder, Weighting(z, y), BEHAVIOUR, where)
+            one = query(params, batch, Weighted(encoder, weights), BEHAVIOUR, where)
+            other = query(params, plain, Weighted(encoder, Weighting(z, y)), BEHAVIOUR, where)
             jax.tree.map(lambda a, b: close(a, np.asarray(b), 1e-10), one, other)
 
 
@@ -67,7 +67,7 @@ def test_a_pair_that_is_not_finite_does_not_spoil_those_beside_it(checkpoints):
         encoder = Encoder(jnp.ones((params.config.hidden, 1)), jnp.zeros(1))
         plain = prompt_batch(prompts, HISTORIES, POSITIONS, padded(prompts, 24))
         weighting, site = Weighting(None, np.ones((1, 3))), Site("resid_post", 1)
-        asked = query(params, plain, encoder, weighting, BEHAVIOUR, site)
+        asked = query(params, plain, Weighted(encoder, weighting), BEHAVIOUR, site)
         rare = next(t for t in pairs[1].ids if t not in pairs[0].ids)
         spoilt = replace(params, embed=params.embed.at[rare].set(jnp.inf))
         value, found = directional_derivative(spoilt, batch, asked, jnp.asarray(ETA))

@@ -26,7 +26,7 @@ import smda_jax as smda
 from smda_jax.data.batch.batches import pair_batch, prompt_batch
 from smda_jax.engines.finite.program import finite
 from smda_jax.engines.forward.program import forward
-from smda_jax.engines.query.program import Weighting, finish, inner_products, query
+from smda_jax.engines.query.program import Weighted, Weighting, finish, inner_products, query
 from smda_jax.model import checkpoint
 from smda_jax.pytree import pytree
 from smda_jax.reading.site import Site
@@ -79,7 +79,7 @@ def test_preconditioned_and_normalised_steps_equal_moved_weights(checkpoints, ki
         features = jnp.asarray(r.normal(size=(params.config.hidden, 2)))
         weighting = Weighting(None, np.ones((1, 3)))
         encoder = Encoder(features, jnp.zeros(2))
-        q = query(params, batch, encoder, weighting, BEHAVIOUR, Site(*SITE))
+        q = query(params, batch, Weighted(encoder, weighting), BEHAVIOUR, Site(*SITE))
         q = finish(q, update, dtype=jnp.float64)
         both = []
         for pair in pairs:

@@ -19,7 +19,7 @@ from smda_jax.data.batch.layouts import Layout, Padded
 from smda_jax.data.batch.widths import padded_length
 from smda_jax.data.chat import PairTokens
 from smda_jax.engines.query import program
-from smda_jax.engines.query.program import Query, Weighting
+from smda_jax.engines.query.program import Query, Weighted, Weighting
 from smda_jax.reading.evaluation import Evaluation
 from smda_jax.reading.network import Progress, silent
 from smda_jax.runtime.devices import devices, fetch
@@ -67,7 +67,8 @@ def pull_readouts(
         own = [e.tokens[i] for i in rows.rows]
         histories, positions = e.behaviour.histories, e.behaviour.positions
         batch = prompt_batch(own, histories, positions, chunk.layout, shared)
-        args = (e.model.params, batch, e.encoder, Weighting(*map(of_batch, weighting)))
+        weighted = Weighted(e.encoder, Weighting(*map(of_batch, weighting)))
+        args = (e.model.params, batch, weighted)
         found = program.query.run(*args, behaviour=e.behaviour, site=e.site)
         total[:] = [program.add(total[0], found) if total else found]
         progress(len(own) / len(chosen))

@@ -59,22 +59,27 @@ class Weighting(NamedTuple):
     y: Float[Any, "readout prompt"] | None
 
 
-WEIGHTING_OF_PROMPTS = Weighting(Rows(1), Rows(1))  # type: ignore[arg-type]
+class Weighted(NamedTuple):
+    """Linear readouts of a batch: weights, and the encoder of the features they look at."""
+
+    encoder: Encoder
+    weighting: Weighting
+
+
+_OF_PROMPTS = Weighting(Rows(1), Rows(1))  # type: ignore[arg-type]
 
 
 @program(
     Replicated(),
     Rows(),
-    Replicated(),
-    WEIGHTING_OF_PROMPTS,
+    Weighted(Replicated(), _OF_PROMPTS),  # type: ignore[arg-type]
     result=Summed(),
     static=("behaviour", "site"),
 )
 def query(
     params: Params,
     batch: PromptBatch,
-    encoder: Encoder,
-    weighting: Weighting,
+    weighted: Weighted,
     behaviour: Behaviour,
     site: Site,
 ) -> Query:
@@ -83,6 +88,7 @@ def query(
     The tokens that all prompts share are run once forwards, and once backwards: a sum over prompts
     is what is pulled back.
     """
+    encoder, weighting = weighted
     own = params if weighting.y is not None else params.up_to(site.layer)
 
     def readouts(params: Params) -> Weighting:

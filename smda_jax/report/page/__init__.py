@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 
 from smda_jax.files import write_text
 from smda_jax.report.data import content, read_run
@@ -43,8 +44,12 @@ def report(command: Report, console: Console | None = None) -> Path | None:
     console = console or Console()
     run = read_run(command.run.expanduser())
     target = run.path / "report.html"
-    shown = content(run, redact=command.redact) | {"findings": findings(run)}
+    said = findings(run)
+    shown = content(run, redact=command.redact) | {"findings": said}
     write_text(target, page(shown))
+    console.print(Text("What was found", style="bold"))
+    for sentence in said:
+        console.print(Text(f"- {sentence}"))
     console.print(f"Page: {escape(str(target))}", soft_wrap=True)
     if command.figures is not None:
         from smda_jax.report.figures import draw

@@ -115,15 +115,9 @@ class _Attribution:
         config = self.config
 
         def select(read: Reading, features: str | list[int]) -> Evaluation:
-            return reading.evaluate_prompts(
-                inputs.question,
-                inputs.sae,
-                inputs.prompts,
-                inputs.prompt_tokens,
-                read,
-                features,
-                config.encoder,
-            )
+            selection = reading.Selection(inputs.sae, features, config.encoder)
+            data = (inputs.prompts, inputs.prompt_tokens)
+            return reading.evaluate_prompts(inputs.question, selection, *data, read)
 
         if folder.has("base"):
             base = folder.load("base")

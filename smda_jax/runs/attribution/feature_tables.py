@@ -1,6 +1,5 @@
 """The tables of a run that speak of features; `columns` says what each column means."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,63 +17,23 @@ from smda_jax.policy.interference import (
     landing,
 )
 from smda_jax.policy.pathways import pathways
-from smda_jax.reading.evaluation import Evaluation
-from smda_jax.runs.attribution.confidence import Confidence
-from smda_jax.runs.attribution.tables import real
-from smda_jax.runs.config import Attribute
+from smda_jax.runs.attribution.tables import Figures, Table, real
 from smda_jax.sae.encoder import directions
 
 INTERFERING = 300  # features that are compared with each other: of more, those that shift most
 
 
-def feature_table(
-    c: Attribute,
-    e: Evaluation,
-    W: np.ndarray,
-    labels: dict[int, str],
-    pairs: Pairs,
-    influence: Influence | None,
-    sure: Confidence | None,
-) -> Mapping[str, Any]:
-    """`features.parquet`: every feature's part in the policy and, by class of pairs, in its shifts,
-    where these were kept."""
-    d = len(W)
-    fixed = {
-        "feature_id": e.feature_ids,
-        "label": [labels.get(i) for i in e.feature_ids],
-        "weight": W,
-        **(
-            {}
-            if sure is None
-            else {
-                "weight_low": sure.coefficients.low,
-                "weight_high": sure.coefficients.high,
-                "sign_stability": sure.coefficients.sign_stability,
-            }
-        ),
-        "active_share": e.active.mean(axis=0),
-        "mean_activation": e.x.mean(axis=0, dtype=np.float64),
-        "link": [
-            f"https://www.neuronpedia.org/{c.neuronpedia}/{i}" if c.neuronpedia else None
-            for i in e.feature_ids
-        ],
-    }
-    nothing = dict.fromkeys(
-        ("mean_contribution", "share", "through_x", "cancellation"), np.full(d, np.nan)
-    )
-    parts = (
-        {}
-        if influence is None
-        else {
-            name: Influence(W, influence.delta_w_x[own], influence.delta_w_y[own])
-            for name, own in classes_of(pairs.label).items()
-        }
-    )
-    rows = (
-        {}
-        if parts
-        else {key: list(value) for key, value in ({"class": ["all"] * d} | fixed | nothing).items()}
-    )
+def feature_table(f: Figures) -> Table:
+    """`features.parquet`: every feature's part in the policy and, by class, in the shifts."""
+    d, fixed = len(f.W), _of_policy(f)
+    parts: dict[str, Influence] = {}
+    if f.influence is not None:
+        x, y = f.influence.delta_w_x, f.influence.delta_w_y
+        classes = classes_of(f.inputs.pairs.label)
+        parts = {name: Influence(f.W, x[own], y[own]) for name, own in classes.items()}
+    names = ("mean_contribution", "share", "through_x", "cancellation")
+    nothing = {"class": ["all"] * d} | fixed | dict.fromkeys(names, np.full(d, np.nan))
+    rows = {} if parts else {key: list(value) for key, value in nothing.items()}
     for name, part in parts.items():
         effect, split = np.abs(part.contribution), pathways(part, 0)
         size, moves = effect.sum(axis=0), effect.sum(axis=1) > 0
@@ -94,11 +53,31 @@ def feature_table(
     return out if parts else out | {"dominant_pairs": pa.nulls(d, pa.int64())}
 
 
-def interference_table(
-    e: Evaluation, influence: Influence, own: np.ndarray, seed: int
-) -> tuple[Mapping[str, Any], dict[str, Geometry]]:
+def _of_policy(f: Figures) -> dict[str, Any]:
+    """What a feature is in the policy, whatever the pairs."""
+    e, where = f.evaluation, f.config.neuronpedia
+    ids, labels = e.feature_ids, f.inputs.labels
+    columns: dict[str, Any] = {
+        "feature_id": ids,
+        "label": [labels.get(i) for i in ids],
+        "weight": f.W,
+    }
+    if f.sure is not None:
+        sure = f.sure.coefficients
+        columns |= {"weight_low": sure.low, "weight_high": sure.high}
+        columns["sign_stability"] = sure.sign_stability
+    page = f"https://www.neuronpedia.org/{where}"
+    return columns | {
+        "active_share": e.active.mean(axis=0),
+        "mean_activation": e.x.mean(axis=0, dtype=np.float64),
+        "link": [f"{page}/{i}" if where else None for i in ids],
+    }
+
+
+def interference_table(f: Figures, influence: Influence) -> tuple[Table, dict[str, Geometry]]:
     """`interference.parquet`: every two features; and whether geometry explains which of them shift
     together."""
+    e, own, seed = f.evaluation, f.own, f.config.seed
     size = np.abs(influence.contribution).sum(axis=0)
     most = np.sort(np.argsort(-size, kind="stable")[:INTERFERING])
     ids = np.array(e.feature_ids)[most]
@@ -120,7 +99,7 @@ def interference_table(
     return table, tests
 
 
-def landing_table(influence: Influence, pairs: Pairs, ids: np.ndarray) -> Mapping[str, Any]:
+def landing_table(influence: Influence, pairs: Pairs, ids: np.ndarray) -> Table:
     """`landing.parquet`: where the effect of every class and every category of pairs falls."""
     kinds = {"class": pairs.label, "category": pairs.category}
     groups = {

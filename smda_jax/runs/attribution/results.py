@@ -50,32 +50,26 @@ def results(run: Found) -> Summary:
     simple |= baselines(c, inputs, known, folder)
     found = gaps(e.x, Y, W, refused, prompts.category, prompts.label, seed=c.seed)
     geometry: dict[str, Geometry] = {}
+    f = tables.Figures(c, inputs, e, own.active, W, refused, score, simple, whole, sure)
     written = {
-        "prompts.parquet": tables.prompt_table(e, prompts, W, refused, c.redact),
-        "pairs.parquet": tables.pair_table(
-            e, inputs, score, simple, whole, own.active, sure, c.redact
-        ),
+        "prompts.parquet": tables.prompt_table(f),
+        "pairs.parquet": tables.pair_table(f),
         "scores.parquet": {
             "subset": np.repeat(list(policies), len(pairs)),
             "pair_id": np.tile(pairs.ids, len(policies)),
             "score": np.concatenate(list(shift.score.values())),
         },
         **tables.gap_tables(found, ids),
-        "agreement.parquet": tables.agreement_table(pairs, {"score": score, **simple}),
-        "label_candidates.parquet": tables.candidate_table(e, prompts, inputs.labels, c.redact),
+        "agreement.parquet": tables.agreement_table(f),
+        "label_candidates.parquet": tables.candidate_table(f),
+        "features.parquet": feature_tables.feature_table(f),
     }
-    written["features.parquet"] = feature_tables.feature_table(
-        c, e, W, inputs.labels, pairs, whole, sure
-    )
     if whole is not None:
         written["landing.parquet"] = feature_tables.landing_table(whole, pairs, ids)
-        written["interference.parquet"], geometry = feature_tables.interference_table(
-            e, whole, own.active, c.seed
-        )
-        folder.write_tables(
-            "influence.parquet",
-            tables.influence_rows(shift.influence, shift.confidence, pairs.ids, ids),
-        )
+        between, geometry = feature_tables.interference_table(f, whole)
+        written["interference.parquet"] = between
+        rows = tables.influence_rows(shift.influence, shift.confidence, pairs.ids, ids)
+        folder.write_tables("influence.parquet", rows)
     for name, columns in written.items():
         folder.write_table(name, columns)
     flags, planted = written["pairs.parquet"], np.array([bool(p) for p in pairs.planted])

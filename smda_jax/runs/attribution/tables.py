@@ -1,12 +1,13 @@
 """The tables of a run, column by column; `columns` says what each means."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Bool, Float, Int
 
-from smda_jax.data.records import Pairs, Prompts
 from smda_jax.policy.agreement import rank_agreement
 from smda_jax.policy.curation import far_off_target, misaligned
 from smda_jax.policy.gaps import Gap
@@ -21,9 +22,11 @@ from smda_jax.policy.selection import LABELS
 from smda_jax.reading.evaluation import Evaluation
 from smda_jax.runs.attribution.baselines import BASELINES
 from smda_jax.runs.attribution.confidence import Confidence
+from smda_jax.runs.config import Attribute
 from smda_jax.runs.inputs.load import Inputs
 
 OFF_TARGET = ("off_target_share", "off_target_category", "off_target_label")
+Table = Mapping[str, Any]
 CANDIDATES = 10  # prompts of each kind that a feature is shown with
 
 
@@ -32,102 +35,129 @@ def real(values: Any) -> pa.Array:
     return pa.array(values, pa.float64(), from_pandas=True)
 
 
-def _texts(texts: list[str], redact: bool) -> pa.Array:
-    return pa.array([None] * len(texts) if redact else texts, pa.string())
+@dataclass(frozen=True)
+class Figures:
+    """What the tables of a run are made of; arrays are those of subset `all`.
+
+    Attributes:
+        config: of the run.
+        inputs: what it read.
+        evaluation: the prompts.
+        own: features that are active on each pair's own prompt.
+        W: the policy.
+        shows: which prompts show the behaviour.
+        score: of every pair.
+        simple: further figures of every pair, by column.
+        influence: of every pair; None where only scores were kept.
+        sure: how sure all that is; None where nothing was resampled.
+    """
+
+    config: Attribute
+    inputs: Inputs
+    evaluation: Evaluation
+    own: Bool[np.ndarray, "pair feature"]
+    W: Float[np.ndarray, " feature"]
+    shows: Bool[np.ndarray, " prompt"]
+    score: Float[np.ndarray, " pair"]
+    simple: Mapping[str, Float[np.ndarray, " pair"]]
+    influence: Influence | None
+    sure: Confidence | None
+
+    @property
+    def ids(self) -> Int[np.ndarray, " feature"]:
+        """Of the features."""
+        return np.array(self.evaluation.feature_ids)
+
+    def texts(self, texts: list[str]) -> pa.Array:
+        """Texts of the data, or nothing where they are to be left out."""
+        return pa.array([None] * len(texts) if self.config.redact else texts, pa.string())
+
+    def features_of(self, active: Bool[np.ndarray, "row feature"]) -> pa.Array:
+        """The ids of the active features of every row."""
+        return pa.array([self.ids[a].tolist() for a in active], pa.list_(pa.int64()))
 
 
-def prompt_table(
-    e: Evaluation, prompts: Prompts, W: np.ndarray, refused: np.ndarray, redact: bool
-) -> Mapping[str, Any]:
+def prompt_table(f: Figures) -> Table:
     """`prompts.parquet`."""
-    ids, words = (
-        np.array(e.feature_ids),
-        pa.string(),
-    )  # the type is given, since a column may hold nothing that shows it
+    e, prompts = f.evaluation, f.inputs.prompts
+    words = pa.string()  # given, since a column may hold nothing that shows it
     return {
         "prompt_id": prompts.ids,
         "label": pa.array(prompts.label, words),
         "category": pa.array(prompts.category, words),
-        "refused": refused,
+        "refused": f.shows,
         "y": e.y.astype(np.float64),
-        "prediction": e.x.astype(np.float64) @ W,
-        "active_features": pa.array([ids[a].tolist() for a in e.active], pa.list_(pa.int64())),
-        "prompt": _texts(prompts.text, redact),
+        "prediction": e.x.astype(np.float64) @ f.W,
+        "active_features": f.features_of(e.active),
+        "prompt": f.texts(prompts.text),
     }
 
 
-def pair_table(
-    e: Evaluation,
-    inputs: Inputs,
-    score: np.ndarray,
-    simple: Mapping[str, np.ndarray],
-    influence: Influence | None,
-    own: np.ndarray,
-    sure: Confidence | None,
-    redact: bool,
-) -> dict[str, Any]:
-    """`pairs.parquet`; `own` says which features are active on each pair's own prompt."""
-    pairs, ids = inputs.pairs, np.array(e.feature_ids)
-    words, flagged = pa.string(), misaligned(score, pairs.label)
+def pair_table(f: Figures) -> dict[str, Any]:
+    """`pairs.parquet`."""
+    pairs, sure, words = f.inputs.pairs, f.sure, pa.string()
+    flagged = misaligned(f.score, pairs.label)
     table = {
         "pair_id": pairs.ids,
         "label": pa.array(pairs.label, words),
         "category": pa.array(pairs.category, words),
         "planted": pa.array(pairs.planted, pa.bool_()),
-        "score": score,
+        "score": f.score,
     }
     if sure is not None:
-        table |= {
-            f"score_{end}": getattr(sure.score, end) for end in ("low", "high", "sign_stability")
-        }
-    table |= {name: real(value) for name, value in simple.items()}
-    off_target = np.full(len(pairs), np.nan)
-    table |= {"dominant_feature": pa.nulls(len(pairs), pa.int64())} | dict.fromkeys(
-        OFF_TARGET, real(off_target)
-    )
-    if influence is not None:
-        off_target, dominant = (
-            off_target_share(influence.contribution, own),
-            dominant_feature(influence.contribution),
-        )
-        moves = ~np.isnan(off_target)  # a pair that moves nothing has no dominant feature
-        table |= {
-            "dominant_feature": pa.array(ids[dominant], pa.int64(), mask=~moves),
-            "off_target_share": real(off_target),
-        }
-        # A pair's label begins with that of its prompt: harmful_refusal.
-        groups = (
-            (inputs.prompts.category, pairs.category),
-            (inputs.prompts.label, [x and x.split("_")[0] for x in pairs.label]),
-        )
-        for name, (group, asked) in zip(OFF_TARGET[1:], groups, strict=True):
-            features, has = typical(e.active, group, asked)
-            table[name] = real(
-                np.where(has, off_target_share(influence.contribution, features), np.nan)
-            )
-        table |= {name: real(share) for name, share in pathways(influence, 1)._asdict().items()}
-        table["unintended"] = moves & ~own[np.arange(len(pairs)), dominant]
+        ends = ("low", "high", "sign_stability")
+        table |= {f"score_{end}": getattr(sure.score, end) for end in ends}
+    table |= {name: real(value) for name, value in f.simple.items()}
+    off_target, falls = _where_it_falls(f)
+    table |= falls
     table["flagged"] = flagged
-    unknown = np.isnan(simple["mean_delta_y"])
-    by_dy = misaligned(simple["mean_delta_y"], pairs.label) & ~unknown
+    mean_dy = f.simple["mean_delta_y"]
+    unknown = np.isnan(mean_dy)
+    by_dy = misaligned(mean_dy, pairs.label) & ~unknown
     if sure is not None:
-        table["flag_stability"] = real(sure.flag_stability(sure.scores, pairs.label, flagged))
-        stable = real(sure.flag_stability(sure.mean_dys, pairs.label, by_dy))
+        alike = sure.flag_stability(sure.scores, pairs.label, flagged)
+        alike_by_dy = sure.flag_stability(sure.mean_dys, pairs.label, by_dy)
         table |= {
+            "flag_stability": real(alike),
             "mean_delta_y_low": sure.mean_dy.low,
             "mean_delta_y_high": sure.mean_dy.high,
-            "flag_delta_y_stability": stable,
+            "flag_delta_y_stability": real(alike_by_dy),
         }
-    far = pa.array(far_off_target(off_target, pairs.label), pa.bool_(), mask=np.isnan(off_target))
+    far, nothing = far_off_target(off_target, pairs.label), np.isnan(off_target)
     return table | {
         "flagged_delta_y": pa.array(by_dy, pa.bool_(), mask=unknown),
-        "flagged_quartile": misaligned(score, pairs.label, 0.25),
-        "flagged_off_target": far,
-        "truncated": [t.truncated for t in inputs.pair_tokens],
-        "own_features": pa.array([ids[a].tolist() for a in own], pa.list_(pa.int64())),
-        "prompt": _texts(pairs.prompt, redact),
-        "response": _texts(pairs.response, redact),
+        "flagged_quartile": misaligned(f.score, pairs.label, 0.25),
+        "flagged_off_target": pa.array(far, pa.bool_(), mask=nothing),
+        "truncated": [t.truncated for t in f.inputs.pair_tokens],
+        "own_features": f.features_of(f.own),
+        "prompt": f.texts(pairs.prompt),
+        "response": f.texts(pairs.response),
     }
+
+
+def _where_it_falls(f: Figures) -> tuple[Float[np.ndarray, " pair"], dict[str, Any]]:
+    """Off-target shares of the pairs, and the columns that say where their effects fall."""
+    pairs, prompts, influence = f.inputs.pairs, f.inputs.prompts, f.influence
+    off_target = np.full(len(pairs), np.nan)
+    columns = {"dominant_feature": pa.nulls(len(pairs), pa.int64())}
+    columns |= dict.fromkeys(OFF_TARGET, real(off_target))
+    if influence is None:
+        return off_target, columns
+    contribution = influence.contribution
+    off_target, dominant = off_target_share(contribution, f.own), dominant_feature(contribution)
+    moves = ~np.isnan(off_target)  # a pair that moves nothing has no dominant feature
+    columns["dominant_feature"] = pa.array(f.ids[dominant], pa.int64(), mask=~moves)
+    columns["off_target_share"] = real(off_target)
+    # A pair's label begins with that of its prompt: harmful_refusal.
+    begins = [x and x.split("_")[0] for x in pairs.label]
+    groups = ((prompts.category, pairs.category), (prompts.label, begins))
+    for name, (group, asked) in zip(OFF_TARGET[1:], groups, strict=True):
+        features, has = typical(f.evaluation.active, group, asked)
+        share = off_target_share(contribution, features)
+        columns[name] = real(np.where(has, share, np.nan))
+    columns |= {name: real(v) for name, v in pathways(influence, 1)._asdict().items()}
+    columns["unintended"] = moves & ~f.own[np.arange(len(pairs)), dominant]
+    return off_target, columns
 
 
 def influence_rows(
@@ -158,7 +188,7 @@ def influence_rows(
             }
 
 
-def gap_tables(found: list[Gap], ids: np.ndarray) -> dict[str, Mapping[str, Any]]:
+def gap_tables(found: list[Gap], ids: np.ndarray) -> dict[str, Table]:
     """`gaps.parquet`, and `gap_features.parquet`: what each feature carries of a gap."""
     plain = (
         "category",
@@ -190,8 +220,9 @@ def gap_tables(found: list[Gap], ids: np.ndarray) -> dict[str, Mapping[str, Any]
     return {"gaps.parquet": table, "gap_features.parquet": rows}
 
 
-def agreement_table(pairs: Pairs, figures: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
+def agreement_table(f: Figures) -> Table:
     """`agreement.parquet`: how alike the score and the simple figures order the pairs."""
+    figures, pairs = {"score": f.score, **f.simple}, f.inputs.pairs
     names = ("score", *BASELINES)
     known = {
         k: np.asarray(figures[k], np.float64)
@@ -213,15 +244,14 @@ def agreement_table(pairs: Pairs, figures: Mapping[str, np.ndarray]) -> Mapping[
     return table
 
 
-def candidate_table(
-    e: Evaluation, prompts: Prompts, labels: dict[int, str], redact: bool
-) -> Mapping[str, Any]:
+def candidate_table(f: Figures) -> Table:
     """`label_candidates.parquet`: prompts that show what a feature responds to, for whoever is to
     name it.
 
     Top: where it is most active; bottom: where its pre-activation is lowest; contrastive: where it
     is most active among prompts of the label on which it is least active on average.
     """
+    e, prompts, labels = f.evaluation, f.inputs.prompts, f.inputs.labels
     kinds = [np.array([x == name for x in prompts.label]) for name in LABELS]
     rows: dict[str, list[Any]] = {
         k: [] for k in ("feature_id", "label", "kind", "rank", "prompt_id", "activation", "prompt")
@@ -234,7 +264,7 @@ def candidate_table(
             chosen["contrastive"] = order[against[order]][:CANDIDATES]
         for kind, some in chosen.items():
             for rank, n in enumerate(some.tolist()):
-                text = None if redact else prompts.text[n]
+                text = None if f.config.redact else prompts.text[n]
                 row = (
                     feature,
                     labels.get(feature),

@@ -18,7 +18,7 @@ from smda_jax.engines.finite.dataset import finite
 from smda_jax.errors import InputError
 from smda_jax.policy.influence import Influence, decompose
 from smda_jax.policy.ridge import ridge
-from smda_jax.reading.evaluation import Evaluation, evaluate_prompts, run_prompts
+from smda_jax.reading.evaluation import Evaluation, Selection, evaluate_prompts, run_prompts
 from smda_jax.runs.attribution.policies import Policy
 from smda_jax.runs.attribution.runner import Blocks
 from smda_jax.runs.config import Attribute, Verify
@@ -56,8 +56,9 @@ def wide_evaluation(c: Attribute, inputs: Inputs, feature_ids: list[int]) -> Eva
     """The prompts, read by the model in float64."""
     question = replace(inputs.question, model=inputs.question.model.astype("float64"))
     reading = run_prompts(question, inputs.prompt_tokens)
-    args = (inputs.sae, inputs.prompts, inputs.prompt_tokens, reading)
-    return evaluate_prompts(question, *args, feature_ids, c.encoder)
+    selection = Selection(inputs.sae, feature_ids, c.encoder)
+    data = (inputs.prompts, inputs.prompt_tokens)
+    return evaluate_prompts(question, selection, *data, reading)
 
 
 def true_steps(

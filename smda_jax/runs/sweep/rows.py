@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Float
 from scipy.stats import rankdata
 
 from smda_jax.policy.sums import Answers, Cells, Sums, accumulate, answer
@@ -15,36 +16,62 @@ from smda_jax.runs.sweep.grid import digest_of
 TOP = 10  # pairs, of which the overlap with the reference is told
 
 
+class Standard(NamedTuple):
+    """The reference cell, at the run's own settings: what other cells are compared with."""
+
+    run: Cache
+    W: Float[np.ndarray, " feature"]
+    score: Float[np.ndarray, " pair"]
+
+
 class Spot(NamedTuple):
-    """Where cells of one weighting stand: their pass, the run they are compared with, and the
-    weighting itself."""
+    """Where cells of one weighting stand.
+
+    Attributes:
+        cache: of their pass.
+        standard: what they are compared with.
+        weighting: of the prompts, by its axes.
+        sums: under it.
+    """
 
     cache: Cache
-    reference: Cache
-    standard: tuple[np.ndarray, np.ndarray]
+    standard: Standard
     weighting: dict[str, Any]
     sums: Sums
 
 
+class Answered(NamedTuple):
+    """Cells of one weighting, and what the sums answer.
+
+    Attributes:
+        asked: the cells.
+        names: their axes by name.
+        found: policies and shifts.
+        held_out: R² of fits without the held-out prompts on these.
+    """
+
+    asked: Cells
+    names: list[dict[str, Any]]
+    found: Answers
+    held_out: Float[np.ndarray, " cell"]
+
+
 def tables_of(
-    spot: Spot,
-    asked: Cells,
-    names: list[dict[str, Any]],
-    found: Answers,
-    test: np.ndarray,
-    more: dict[str, Any],
-    wanted: tuple[str, ...],
+    spot: Spot, cells: Answered, more: dict[str, Any], wanted: tuple[str, ...]
 ) -> dict[str, pa.Table]:
-    """Tidy rows of one weighting: axes, fit, scores, and how far all that is from the reference
-    cell."""
-    cache, (W0, score0) = spot.cache, spot.standard
+    """Tidy rows of one weighting: axes, fit, scores, and how far all that is from the reference.
+
+    `more` are the axes that only change what is said of the answers.
+    """
+    asked, names, found, test = cells
+    cache, (reference, W0, score0) = spot.cache, spot.standard
     own, factor = (
         chosen_pairs(cache, more["pairs"]),
         more["learning_rate"] / cache.config.learning_rate,
     )
     score, labels = found.score[:, own], np.array([str(x) for x in cache.pairs["label"]])[own]
     ids, W = np.array(cache.pairs["pair_id"])[own].tolist(), np.asarray(found.W)
-    same = cache.feature_ids == spot.reference.feature_ids
+    same = cache.feature_ids == reference.feature_ids
     mean_dy = float((np.asarray(spot.sums.dy)[own] / float(spot.sums.n)).mean() * factor)
     rank, overlap = _rank_correlation(score, score0[own]), _overlap(score, score0[own])
     through = [
@@ -109,15 +136,15 @@ def tables_of(
     }
 
 
-def standard_of(reference: Cache) -> tuple[np.ndarray, np.ndarray]:
-    """Policy and scores of the reference cell: the run's own settings."""
+def standard_of(reference: Cache) -> Standard:
+    """Policy and scores of the reference cell."""
     c = reference.config
     X, delta_x = activations(reference, c.gate, 0.0)
     ones, mask = np.ones((1, len(X))), np.ones((1, X.shape[1]), bool)
     sums = accumulate(X, reference.y.astype(np.float64), delta_x, reference.delta_y, ones)
     no = np.zeros(1, bool)
     found = answer(sums.at(0), Cells(np.array([reference.alpha]), mask, no, no))
-    return np.asarray(found.W)[0], found.score[0]
+    return Standard(reference, np.asarray(found.W)[0], found.score[0])
 
 
 def _rank_correlation(values: np.ndarray, standard: np.ndarray) -> np.ndarray:

@@ -32,7 +32,7 @@ from smda_jax.runs.sweep.cells import (
     weights_of,
 )
 from smda_jax.runs.sweep.grid import Grid, digest_of, option, read_grid
-from smda_jax.runs.sweep.rows import Spot, standard_of, tables_of
+from smda_jax.runs.sweep.rows import Answered, Spot, Standard, standard_of, tables_of
 
 HELD = 2**28  # bytes of sums at a time
 
@@ -76,7 +76,7 @@ def sweep(config: Sweep, console: Console | None = None) -> Path:
             }  # one at a time: they are large
             if grid.needs_passes:
                 check_cells(caches[job.key], grid)
-        tables = _answers(caches[job.key], reference, standard, job, grid, wanted)
+        tables = _answers(caches[job.key], standard, job, grid, wanted)
         for name in wanted:  # the sweep's own last: where it is, the others are
             _write(
                 out / "parts" / f"{name}-{job.name}.parquet",
@@ -155,13 +155,9 @@ def _run_pass(options: dict[str, Any], reference: Cache, out: Path, console: Con
 
 
 def _answers(
-    cache: Cache,
-    reference: Cache,
-    standard: tuple[np.ndarray, np.ndarray],
-    job: Job,
-    grid: Grid,
-    wanted: tuple[str, ...],
+    cache: Cache, standard: Standard, job: Job, grid: Grid, wanted: tuple[str, ...]
 ) -> dict[str, list[pa.Table]]:
+    """The rows of a job's cells, by table."""
     asked, names = plan_cells(cache, grid)
     after = grid.along(AFTER, defaults(cache))
     Y = cache.y.astype(np.float64)
@@ -187,9 +183,10 @@ def _answers(
             test = np.full(len(names), np.nan)
             if held_out.any() and (~held_out).any():
                 test = r2_elsewhere(answer(parts[0].at(i), asked), parts[1].at(i))
-            spot = Spot(cache, reference, standard, job.options | weighting, sums.at(i))
+            spot = Spot(cache, standard, job.options | weighting, sums.at(i))
+            cells = Answered(asked, names, found, test)
             for more in after:
-                for name, table in tables_of(spot, asked, names, found, test, more, wanted).items():
+                for name, table in tables_of(spot, cells, more, wanted).items():
                     tables[name].append(table)
     return tables
 
