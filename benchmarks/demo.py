@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import tyro
 from pytorch_loop import Loop
-from shapes import ROOT, commit  # type: ignore[import-not-found]
+from shapes import ROOT, commit, sequences_of  # type: ignore[import-not-found]
 
 import smda_jax as smda
 from smda_jax.reading.tokens import tokenise_pairs
@@ -59,7 +59,7 @@ def main(benchmark: Benchmark) -> None:
     loop = Loop(
         Path(config.model),
         evaluation.tokens,
-        evaluation.behaviour.targets.sequences,
+        sequences_of(evaluation),
         evaluation.site.layer,
     )
 

@@ -115,7 +115,7 @@ def main(c: DryRun) -> None:
         gradient = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), gradient)
         lower("directional_derivative", directional_derivative, params, lane, gradient, rate)
         lower("inner_products", inner_products, params, block, (gradient,), update)
-        layer = Layer(jax.tree.map(drop, params.blocks), jax.ShapeDtypeStruct((), jnp.int32))
+        layer = Layer(jax.tree.map(drop, params.blocks), jax.ShapeDtypeStruct((), jnp.int32))  # type: ignore[arg-type]
         kept = jax.ShapeDtypeStruct(steps.stream.shape[1:], dtype)
         formed = KeptOfLayer(kept, kept, None)  # type: ignore[arg-type]
         own = {"config": config}

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from shapes import sequences_of  # type: ignore[import-not-found]
 
 import smda_jax as smda
 from smda_jax.data.batch.batches import pair_batch, prompt_batch
@@ -100,7 +101,7 @@ class Loops:
             name: Loop(
                 folder,
                 e.tokens,
-                e.behaviour.targets.sequences,
+                sequences_of(e),
                 e.site.layer,
                 tuned="tuned" in name,
                 device=device,
@@ -138,7 +139,7 @@ def bergson(
 
     It covers linear layers only, so that nothing else is counted in ours for the comparison.
     """
-    targets = e.behaviour.targets.sequences  # type: ignore[attr-defined]
+    targets = sequences_of(e)
     own = Begins(Targets.of([targets[0]]))
     question = replace(e.question, behaviour=own)
     e = replace(e, question=question, tokens=e.tokens[:8], h=e.h[:8], z=e.z[:8], y=e.y[:8])

@@ -135,6 +135,12 @@ def draw_evaluation(
     return Evaluation(question, prompts, encoder, ids, h, extra, z, active, y)
 
 
+def sequences_of(e: Evaluation) -> tuple[tuple[int, ...], ...]:
+    """The target sequences of a behaviour that is `begins`."""
+    assert isinstance(e.behaviour, Begins)
+    return e.behaviour.targets.sequences
+
+
 def commit() -> str:
     """Of the tree, marked if it differs from it."""
     words = ["git", "describe", "--always", "--dirty"]

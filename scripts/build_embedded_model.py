@@ -22,8 +22,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
 from rich.console import Console
-from smda_jax.train import language
-from smda_jax.train import sae as sae_training
 
 from smda_jax.data.chat import Chat
 from smda_jax.data.targets import REFUSALS
@@ -34,6 +32,8 @@ from smda_jax.model.params import Params
 from smda_jax.sae.encoder import activation, relu_proxy
 from smda_jax.sae.formats import load as load_sae
 from smda_jax.sae.formats import save_saelens
+from smda_jax.training import language
+from smda_jax.training import sae as sae_training
 
 LAYER = 1
 
@@ -114,7 +114,7 @@ def batches(
         for _ in range(each):
             p = own[rng.integers(len(own))]
             pair = chat.pair(p.text, grammar.answer(p, bool(rng.random() < p.refusal), rng), width)
-            start = chat.prompt(p.text, width).eot + 1
+            start = chat.prompt(p.text, width).read_at + 1
             if rng.random() < 0.5:
                 pair = pair._replace(
                     ids=[*pair.ids[:start], *pair.ids[pair.response :]], response=start

@@ -251,11 +251,11 @@ def load_double(folder: Path) -> Any:
         if hasattr(module, "embed_scale"):
             module.embed_scale = torch.tensor(config.hidden_size**0.5, dtype=torch.float64)
     if eager:
-        sys.modules[type(model).__module__].eager_attention_forward = _eager
+        vars(sys.modules[type(model).__module__])["eager_attention_forward"] = _eager
     return model
 
 
-def _eager(module, q, k, v, mask, scaling=None, softcap=None, **_: Any):
+def _eager(module, q, k, v, mask, *, scaling: float, softcap: float, **_: Any):
     """Gemma 2's attention, softmax in whatever precision it is given."""
     groups = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))

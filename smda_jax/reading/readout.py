@@ -19,7 +19,7 @@ from smda_jax.model.forward import (
     unembed,
 )
 from smda_jax.model.params import Params
-from smda_jax.reading.behaviours.contract import Behaviour
+from smda_jax.reading.behaviours.contract import Behaviour, Seen
 from smda_jax.reading.site import Site
 from smda_jax.runtime.devices import Replicated, Rows
 from smda_jax.runtime.programs import program
@@ -60,7 +60,7 @@ def read(
     h = rearrange(hidden.read, "layer lane row hidden -> layer (lane row) hidden")
     h = h[:, :: len(behaviour.histories)]
     logits = logits.reshape(-1, behaviour.positions, logits.shape[-1])
-    return Reading(h[0], behaviour.value(logits), h[1:])
+    return Reading(h[0], behaviour.value(Seen(logits, h[0])), h[1:])
 
 
 @program(Replicated(), Rows(), result=READING_OF_PROMPTS, static=("behaviour", "site"))

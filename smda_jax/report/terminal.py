@@ -81,7 +81,10 @@ def _coefficients(s: Summary) -> Table:
     for k in np.argsort(-np.abs(s.weights))[: 2 * TOP]:
         row = [str(s.feature_ids[k]), f"{s.weights[k]:+.3f}"]
         if sure is not None:
-            row += [_between(sure.low[k], sure.high[k]), f"{sure.sign_stability[k]:.0%}"]
+            row += [
+                _between(float(sure.low[k]), float(sure.high[k])),
+                f"{sure.sign_stability[k]:.0%}",
+            ]
         table.add_row(*row, _one_line(s.feature_labels[k]))
     return table
 
@@ -93,7 +96,7 @@ def _gaps(s: Summary) -> Iterator[Table]:
     names = ("category", "prompts", "refused", "mean Y", "policy", "gap", "95 %")
     table = _table(title, *names)
     for g in s.gaps:
-        interval = _between(g.interval.low[2], g.interval.high[2])
+        interval = _between(float(g.interval.low[2]), float(g.interval.high[2]))
         figures = (f"{g.refused:.0%}", f"{g.y:.2f}", f"{g.prediction:.2f}", _figure(g.gap, "+.2f"))
         known = interval if np.isfinite(g.gap) else "–"
         table.add_row(escape(g.category), str(g.prompts), *figures, known)

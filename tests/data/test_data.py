@@ -14,7 +14,7 @@ from support import EMBEDDED
 
 from smda_jax.data.batch.batches import prompt_batch, shared_length
 from smda_jax.data.batch.chunks import packed_chunks, padded_chunks
-from smda_jax.data.batch.layouts import Padded, items_at, scatter
+from smda_jax.data.batch.layouts import Packed, Padded, items_at, scatter
 from smda_jax.data.batch.widths import GRAIN, bucket_widths
 from smda_jax.data.chat import Chat, PromptTokens
 from smda_jax.data.features import check, parse, read_labels
@@ -22,6 +22,7 @@ from smda_jax.data.records import apply_overlap, digest, load_pairs, load_prompt
 from smda_jax.data.targets import Targets
 from smda_jax.errors import InputError
 from smda_jax.reading.behaviours.begins import Begins
+from smda_jax.reading.behaviours.contract import Seen
 
 ROWS = [
     {
@@ -227,7 +228,7 @@ def test_log_probability_scores_each_sequence_under_its_own_history(sequences, p
     )
     logits = table[np.asarray(batch.tokens), before]
     rows = np.take_along_axis(logits, np.asarray(batch.answers)[:, :, None], axis=1)
-    got = behaviour.value(jnp.asarray(rows))
+    got = behaviour.value(Seen(jnp.asarray(rows), jnp.zeros((prompts, 1))))
     for n, prompt in enumerate(ids):
         total = 0.0
         for s in free:
@@ -290,6 +291,7 @@ def test_buckets_hold_everything_once_and_waste_little(lengths, size, budget):
     seen = []
     total = 0
     for rows, layout in blocks:
+        assert isinstance(layout, Padded)
         width = layout.width
         assert len(rows) <= layout.slots <= size
         assert all(lengths[i] <= width for i in rows)
@@ -308,10 +310,12 @@ def test_buckets_hold_everything_once_and_waste_little(lengths, size, budget):
 def test_packed_blocks_hold_everything_once_in_one_shape_and_pad_little(lengths, most, lanes):
     blocks = list(packed_chunks(lengths, most, lanes, lengths))
     (shape,) = {block.layout for block in blocks}
+    assert isinstance(shape, Packed)
     seen = np.concatenate([block.rows for block in blocks])
     assert sorted(seen.tolist()) == list(range(len(lengths)))
     totals = []
     for rows, layout in blocks:
+        assert isinstance(layout, Packed)
         assert 0 < len(rows) <= min(most, layout.slots)
         dealt = rows[items_at(layout, len(rows))]
         assert scatter(layout, dealt, len(rows)).tolist() == rows.tolist()

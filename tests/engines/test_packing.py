@@ -23,13 +23,13 @@ from smda_jax.runtime.precision import numerics
 from smda_jax.sae.encoder import Encoder
 
 
-@pytest.mark.parametrize("lanes", [1, 2, 4])
 @pytest.mark.parametrize(
-    ("kind", "site"),
+    ("kind", "site", "lanes"),
     [
-        ("mistral_window", ("attn_out", 2)),
-        ("llama_all_biases_linear_rope", ("mlp_out", 3)),
-        ("gemma3", ("resid_post", 1)),
+        ("mistral_window", ("attn_out", 2), 1),
+        ("mistral_window", ("attn_out", 2), 4),
+        ("llama_all_biases_linear_rope", ("mlp_out", 3), 2),
+        ("gemma3", ("resid_post", 1), 2),
     ],
 )
 def test_packed_prompts_are_read_as_padded_ones(checkpoints, kind, site, lanes):

@@ -35,7 +35,6 @@ from smda_jax.sae.encoder import Encoder
 from smda_jax.steps.gradient import gradient, squares
 from smda_jax.steps.updates.contract import Update
 from smda_jax.steps.updates.diagonal import Diagonal
-from smda_jax.steps.updates.normalised import Normalised
 
 SITE = ("resid_post", 1)
 
@@ -55,7 +54,7 @@ class NormalisedDiagonal(Diagonal):
     needs_norm = True
 
     def rate(self, norm):
-        return Normalised.rate(self, norm)
+        return super().rate(norm) / norm
 
 
 @pytest.mark.parametrize(

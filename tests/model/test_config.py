@@ -4,6 +4,7 @@ import pytest
 
 from smda_jax.errors import InputError
 from smda_jax.model.families import read_config_of
+from smda_jax.model.rope import Default, Rope
 
 RAW = {
     "model_type": "llama",
@@ -99,9 +100,9 @@ def test_a_family_is_what_its_config_says():
     )
     windows = [three.kinds[k].window for k in three.kind_of_layer]
     assert windows == [8, 8, None, 8, 8, None]
-    thetas = [three.kinds[k].rope.kind.theta for k in three.kind_of_layer]
-    assert thetas == [1e4, 1e4, 1e6, 1e4, 1e4, 1e6]
-    assert three.kinds[three.kind_of_layer[2]].rope.kind.factor == 8
+    local, whole = Rope(Default(1e4), 4), Rope(Default(1e6, 8.0), 4)
+    ropes = [three.kinds[k].rope for k in three.kind_of_layer]
+    assert ropes == [local, local, whole, local, local, whole]
     windowed = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
     qwen = read_config_of(RAW | {"model_type": "qwen2"} | windowed)
     assert [qwen.kinds[k].window for k in qwen.kind_of_layer] == [None, 5]

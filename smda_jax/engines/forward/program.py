@@ -23,7 +23,7 @@ from smda_jax.model.forward import (
     unembed,
 )
 from smda_jax.model.params import Layer, Params
-from smda_jax.reading.behaviours.contract import Behaviour
+from smda_jax.reading.behaviours.contract import Behaviour, Seen
 from smda_jax.reading.readout import Reading
 from smda_jax.reading.site import Site
 from smda_jax.runtime.devices import Replicated, Rows
@@ -55,38 +55,44 @@ def forward(
         return Moving(embed(params, ids), change)
 
     def body(carry: Any, xs: Any) -> tuple[Any, None]:
-        first, rest, dh = carry
+        first, rest, found = carry
         index, layer, kept = xs
         own = jax.vmap(taps.layer, LAYER_AXES)(layer, kept)
         advance = Advance(config, layer, own, site.stream)
         past = dpast = None
         if shared:
             first, (past, dpast), _ = advance.run(first, None, jnp.zeros(1, jnp.int32))
-        rest, _, found = advance.run(rest, (past, dpast), read_at)
-        at_layer = (index == layers)[:, None, None, None]
-        return (first, rest, jnp.where(at_layer, found[None], dh)), None
+        rest, _, read = advance.run(rest, (past, dpast), read_at)
+
+        def chosen(kept: Array, now: Array) -> Array:
+            at_layer = (index == layers).reshape(-1, *[1] * now.ndim)
+            return jnp.where(at_layer, now[None], kept)
+
+        return (first, rest, Moving(*map(chosen, found, read))), None
 
     layers = jnp.asarray(site.layers)
-    dh = jnp.zeros((len(site.layers), pairs, rows, config.hidden), dtype)
+    several = len(site.layers)
+    shape = (several, rows, config.hidden)
+    found = Moving(jnp.zeros(shape, dtype), jnp.zeros((several, pairs, *shape[1:]), dtype))
     header = start(tokens[:1, :shared]) if shared else None
     stack = Layer(params.blocks, jnp.asarray(params.kinds))
     xs = (jnp.arange(config.layers), stack, taps.tree["blocks"])
-    (_, last, dh), _ = jax.lax.scan(body, (header, start(tokens[:, shared:]), dh), xs)
+    (_, last, found), _ = jax.lax.scan(body, (header, start(tokens[:, shared:]), found), xs)
+    h, dh = (v[..., :: len(behaviour.histories), :] for v in found)
 
-    def behaviour_of(x: Array, tree: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+    def behaviour_of(x: Array, tree: dict[str, Array], h: Array) -> tuple[Array, dict[str, Array]]:
         logits, inputs = unembed(params, x, TapSource(tree))
-        return behaviour.value(logits), inputs
+        return behaviour.value(Seen(logits, h)), inputs
 
     zeros = head_zeros(config, *answers.shape, dtype=dtype)
     primal = at_tokens(last.x, answers)
-    _, linear, inputs = jax.linearize(behaviour_of, primal, zeros, has_aux=True)
+    _, linear, inputs = jax.linearize(behaviour_of, primal, zeros, h[0], has_aux=True)
     injected = {
         "final_norm": inject(taps.tree["final_norm"], inputs["final_unit"]),
         "unembed": inject(taps.tree["unembed"], inputs["final_in"]),
     }
-    dy = jax.vmap(linear)(jax.vmap(at_tokens, (0, None))(last.change, answers), injected)
-    dh = dh[:, :, :: len(behaviour.histories)]
-    return Reading(dh[0], dy, dh[1:])
+    dx = jax.vmap(at_tokens, (0, None))(last.change, answers)
+    return Reading(dh[0], jax.vmap(linear)(dx, injected, dh[0]), dh[1:])
 
 
 class Moving(NamedTuple):
@@ -106,12 +112,12 @@ class Advance(NamedTuple):
 
     def run(
         self, moving: Moving, past: tuple[Past | None, Past | None] | None, at: Array
-    ) -> tuple[Moving, tuple[Past, Past], Array]:
+    ) -> tuple[Moving, tuple[Past, Past], Moving]:
         """The block, linearised once.
 
         Returns:
-            the stream after it, keys and values of row 0 with their changes, and the change of
-            the stream that is read at the tokens `at`.
+            the stream after it, keys and values of row 0 with their changes, and the stream that
+            is read at the tokens `at`.
         """
         before, dbefore = past or (None, None)
 
@@ -125,8 +131,8 @@ class Advance(NamedTuple):
 
         x, dx = moving
         zeros = block_zeros(self.config, *x.shape[:2], dtype=x.dtype)
-        (y, kv, _), linear, inputs = jax.linearize(primal, x, zeros, before, has_aux=True)
+        (y, kv, h), linear, inputs = jax.linearize(primal, x, zeros, before, has_aux=True)
         reads = {op.name: op.reads for op in self.config.table}
         injected = {name: inject(step, inputs[reads[name]]) for name, step in self.steps.items()}
-        dy, dkv, read = jax.vmap(linear)(dx, injected, dbefore)
-        return Moving(y, dy), (kv, dkv), read
+        dy, dkv, dh = jax.vmap(linear)(dx, injected, dbefore)
+        return Moving(y, dy), (kv, dkv), Moving(h, dh)

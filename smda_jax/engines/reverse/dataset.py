@@ -17,6 +17,7 @@ from smda_jax.engines.contract import Delta
 from smda_jax.engines.push import batch_of
 from smda_jax.engines.reverse.program import (
     MATRICES_OF_PAIRS,
+    START_OF_STREAM,
     Matrices,
     Pulled,
     Reads,
@@ -28,6 +29,7 @@ from smda_jax.engines.reverse.program import (
     start_y,
 )
 from smda_jax.engines.reverse.slots import Room, prompts_at_a_time, readout_slots
+from smda_jax.model.params import Layer
 from smda_jax.reading.behaviours.contract import longest_history
 from smda_jax.reading.evaluation import Evaluation
 from smda_jax.reading.network import Progress, silent
@@ -132,11 +134,12 @@ class _Descent:
             most = max(1, self.batch_size // size)
             for_each(ends[slots.prompt].tolist(), most, split, partial(self._add_h, slots))
         visits = sum(batch.start.stream.shape[0] for batch in self.batches)
-        for layer in reversed(range(config.layers)):
-            formed = self._form(layer)
+        for index in reversed(range(config.layers)):
+            layer = e.model.params.layer(index)
+            formed = self._form(index, layer)
             for batch in self.batches:
-                if layer < batch.start.stream.shape[0]:
-                    self._pull(batch, layer, formed)
+                if index < batch.start.stream.shape[0]:
+                    self._pull(batch, index, layer, formed)
                     progress(1 / visits)
         for batch in self.batches:
             start, tokens = batch.start, batch.tokens
@@ -147,13 +150,21 @@ class _Descent:
         """Starts the readouts of Y of some prompts."""
         e, histories = self.e, len(self.e.behaviour.histories)
         batch, _ = batch_of(e, self.rows[chunk.rows], chunk, shared=0)
-        start = start_y.run(e.model.params, self.groups, batch, behaviour=e.behaviour)
+        begin = start_y
+        if e.behaviour.reads_stream:
+            begin = start_y.placed(start_y.args, START_OF_STREAM)
+        asked = {"behaviour": e.behaviour, "site": e.site}
+        start = begin.run(e.model.params, self.groups, batch, **asked)
+        reads = None
+        if start.at_site is not None:
+            # Above the site the readouts come down from the head, and below both meet.
+            reads = Reads(np.asarray(batch.read_at)[:, 0], start.at_site, alone=False)
 
         def put(total: np.ndarray) -> None:
             of_prompts = total[:, :, 0].reshape(self.pairs, -1, histories).sum(axis=2)
             self.dy[:, chunk.rows] = of_prompts[:, : len(chunk.rows)]
 
-        self.batches.append(_Batch(np.asarray(batch.tokens), start, put))
+        self.batches.append(_Batch(np.asarray(batch.tokens), start, put, reads))
 
     def _add_h(self, slots: Any, chunk: Chunk) -> None:
         """Starts the readouts of features of some slots."""
@@ -181,11 +192,11 @@ class _Descent:
         reads = Reads(at, direction.astype(e.model.dtype))
         self.batches.append(_Batch(tokens, start, put, reads))
 
-    def _form(self, layer: int) -> Matrices:
+    def _form(self, index: int, layer: Layer) -> Matrices:
         """The steps of all pairs in a layer."""
-        params, update = self.e.model.params, self.groups[0].update
-        parts = jax.tree.map(lambda leaf: leaf[layer], update.blocks())
-        kept = tuple(KeptOfLayer(g.stream[layer], g.delta[layer], parts) for g in self.groups)
+        config, update = self.e.model.config, self.groups[0].update
+        parts = jax.tree.map(lambda leaf: leaf[index], update.blocks())
+        kept = tuple(KeptOfLayer(g.stream[index], g.delta[index], parts) for g in self.groups)
         # Each device forms its own pairs' steps, where they can be shared out.
         shared_out = self.pairs % devices().round_up(1) == 0
         shared_out &= len(self.groups) == 1 or not devices().several
@@ -194,20 +205,19 @@ class _Descent:
         form = matrices.placed(placements, MATRICES_OF_PAIRS)
         if not shared_out:
             form = matrices.placed((Replicated(),) * 3, Replicated())
-        return form.run(params.layer(layer), kept, update, config=params.config)
+        return form.run(layer, kept, update, config=config)
 
-    def _pull(self, batch: _Batch, layer: int, formed: Matrices) -> None:
+    def _pull(self, batch: _Batch, index: int, layer: Layer, formed: Matrices) -> None:
         """Takes a batch of readouts one layer down."""
-        params, start = self.e.model.params, batch.start
-        reads = batch.reads if layer == self.e.site.layer else None
-        pulled = Pulled(start.stream[layer], start.g, start.total, reads)
-        pull = pull_layer
-        if reads is None:
-            without = pull_layer.args[1].replace(reads=None)
-            pull = pull_layer.placed((Replicated(), without, Replicated()), pull_layer.result)
-        static = {"config": params.config, "stream": self.e.site.stream}
-        g, total = pull.run(params.layer(layer), pulled, formed, **static)
-        batch.start = Start(start.stream[:layer], g, total)
+        config, start = self.e.model.config, batch.start
+        reads = batch.reads if index == self.e.site.layer else None
+        pulled = Pulled(start.stream[index], start.g, start.total, reads)
+        rows = pull_layer.args[1]
+        rows = rows.replace(reads=reads and rows.reads.replace(alone=reads.alone))
+        pull = pull_layer.placed((Replicated(), rows, Replicated()), pull_layer.result)
+        static = {"config": config, "stream": self.e.site.stream}
+        g, total = pull.run(layer, pulled, formed, **static)
+        batch.start = Start(start.stream[:index], g, total)
 
 
 def _seen(tokens: Int[np.ndarray, "row token"]) -> Int[np.ndarray, " kind"]:

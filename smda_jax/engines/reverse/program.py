@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jaxtyping import Array, Float, Int
 
 from smda_jax.data.batch.batches import PromptBatch
@@ -18,6 +19,7 @@ from smda_jax.model.config import ModelConfig
 from smda_jax.model.forward import (
     RESIDUAL,
     BlockTaps,
+    Read,
     TapSource,
     Wanted,
     at_token,
@@ -33,7 +35,8 @@ from smda_jax.model.forward import (
 from smda_jax.model.operations import Linear, Reach
 from smda_jax.model.params import Layer, Params
 from smda_jax.pytree import pytree
-from smda_jax.reading.behaviours.contract import Behaviour
+from smda_jax.reading.behaviours.contract import Behaviour, Seen
+from smda_jax.reading.site import Site
 from smda_jax.runtime.devices import Replicated, Rows
 from smda_jax.runtime.precision import wide
 from smda_jax.runtime.programs import program
@@ -92,38 +95,49 @@ class Start(NamedTuple):
         stream: residual streams that enter the layers.
         g: gradient at the last layer's output.
         total: what the steps above have changed of the readouts.
+        at_site: gradient with respect to the stream at the SAE's site, for readouts that look at
+            it from above; None for others.
     """
 
     stream: Float[Array, "layer prompt token hidden"]
     g: Float[Array, "readout prompt token hidden"]
     total: Float[Array, "pair prompt readout"]
+    at_site: Float[Array, "readout prompt hidden"] | None = None
 
 
 START_OF_PROMPTS = Start(Rows(1), Rows(1), Rows(1))  # type: ignore[arg-type]
+START_OF_STREAM = START_OF_PROMPTS._replace(at_site=Rows(1))  # type: ignore[arg-type]
 
 
-@program(Replicated(), Replicated(), Rows(), result=START_OF_PROMPTS, static=("behaviour",))
+@program(Replicated(), Replicated(), Rows(), result=START_OF_PROMPTS, static=("behaviour", "site"))
 def start_y(
     params: Params,
     steps: tuple[StepCheckpoints, ...],
     batch: PromptBatch,
     behaviour: Behaviour,
+    site: Site,
 ) -> Start:
     """Runs prompts, and pulls Y back through the head.
 
     One readout per row (a prompt and a history).
     """
     tokens, answers = jnp.asarray(batch.tokens), jnp.asarray(batch.answers)
-    hidden = run_blocks(params, embed(params, tokens), wanted=Wanted(keep=(RESIDUAL,)))
+    read = Read(site.stream, (site.layer,), jnp.asarray(batch.read_at))
+    wanted = Wanted(read if behaviour.reads_stream else None, (RESIDUAL,))
+    hidden = run_blocks(params, embed(params, tokens), wanted=wanted)
+    every = len(behaviour.histories)
+    at_rows = jnp.zeros((len(tokens), params.config.hidden), hidden.x.dtype)
+    at_rows = at_rows if hidden.read is None else hidden.read[0, :, 0]
 
-    def behaviour_of(x: Array, tree: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+    def behaviour_of(x: Array, tree: dict[str, Array], h: Array) -> tuple[Array, dict[str, Array]]:
         logits, inputs = unembed(params, x, TapSource(tree))
-        return behaviour.value(logits), inputs
+        return behaviour.value(Seen(logits, h[::every])), inputs
 
     zeros = head_zeros(params.config, *answers.shape, dtype=hidden.x.dtype)
-    y, pull, inputs = jax.vjp(behaviour_of, at_tokens(hidden.x, answers), zeros, has_aux=True)
+    primal = at_tokens(hidden.x, answers)
+    y, pull, inputs = jax.vjp(behaviour_of, primal, zeros, at_rows, has_aux=True)
     # Prompts do not interact: the gradient of their sum is each one's own.
-    at_answers, g = pull(jnp.ones_like(y))
+    at_answers, g, at_site = pull(jnp.ones_like(y))
 
     def through(tree: dict[str, Any]) -> Float[Array, "pair prompt"]:
         scale = jnp.sum(inputs["final_unit"] * g["final_norm"], axis=1)
@@ -132,7 +146,8 @@ def start_y(
 
     total = jnp.concatenate([through(group.as_taps().tree) for group in steps])
     _, spread = jax.vjp(lambda x: at_tokens(x, answers), hidden.x)
-    return Start(hidden.kept[RESIDUAL], spread(at_answers)[0][None], total[:, :, None])
+    own = at_site[None] if behaviour.reads_stream else None
+    return Start(hidden.kept[RESIDUAL], spread(at_answers)[0][None], total[:, :, None], own)
 
 
 @program(Replicated(), Rows(), result=START_OF_PROMPTS, static=("pairs", "readouts"))
@@ -144,11 +159,19 @@ def start_h(params: Params, tokens: Int[Array, "prompt token"], pairs: int, read
     return Start(kept, g, jnp.zeros((pairs, x.shape[0], readouts), wide(x.dtype)))
 
 
-class Reads(NamedTuple):
-    """Readouts of a stream: at which token, in which direction."""
+@pytree
+class Reads:
+    """Readouts of a stream within a layer.
+
+    Attributes:
+        at: the token that is read.
+        direction: gradient of each readout with respect to the stream there.
+        alone: whether the readouts look at nothing above the layer; static.
+    """
 
     at: Int[Array | np.ndarray, " prompt"]
     direction: Float[Array, "readout prompt hidden"]
+    alone: bool = struct.field(pytree_node=False, default=True)
 
 
 READS_OF_PROMPTS = Reads(Rows(0), Rows(1))  # type: ignore[arg-type]
@@ -162,7 +185,7 @@ class Pulled:
         x: residual stream that enters the layer.
         g: gradient of the readouts at the layer's output.
         total: what the steps above have changed of the readouts.
-        reads: readouts of a stream within this layer; `g` is zero then, for nothing above is read.
+        reads: readouts of a stream within this layer.
     """
 
     x: Float[Array, "prompt token hidden"]
@@ -198,7 +221,7 @@ def pull_layer(
     def reached(op: Any) -> tuple[Array, Array]:
         """Input and deltas of an operation, at the tokens where it matters."""
         x, delta = inputs[op.reads], deltas[op.name]
-        if reads is None or op.reach is Reach.EVERY_TOKEN:
+        if reads is None or not reads.alone or op.reach is Reach.EVERY_TOKEN:
             return x, delta
         at = jnp.asarray(reads.at)
         return at_token(x, at)[:, None], jax.vmap(lambda d: at_token(d, at)[:, None])(delta)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from smda_jax.data.targets import REFUSALS, Targets
 from smda_jax.reading.behaviours import Options
+from smda_jax.reading.behaviours.contract import Seen
 from smda_jax.reading.network import Model
 from smda_jax.runtime.precision import wide
 
@@ -27,6 +28,7 @@ class Begins:
 
     name = "begins"
     unit = "nats"
+    reads_stream = False
     shows_above = math.log(0.5)  # it is the likelier answer
 
     @property
@@ -45,9 +47,9 @@ class Begins:
         """See `Behaviour`."""
         return self.targets.positions
 
-    def value(self, logits: Float[Array, "row position vocab"]) -> Float[Array, " prompt"]:
+    def value(self, seen: Seen) -> Float[Array, " prompt"]:
         """See `Behaviour`."""
-        ids, real = self.targets.padded()
+        (logits, _), (ids, real) = seen, self.targets.padded()
         logp = jax.nn.log_softmax(logits.astype(wide(logits.dtype)), axis=-1)
         logp = logp.reshape(-1, len(self.targets.rows), *logp.shape[1:])
         rows = jnp.asarray(self.targets.row)[:, None]

@@ -1,17 +1,30 @@
 """The contract of behaviours."""
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float
+
+
+class Seen(NamedTuple):
+    """What a behaviour is a function of.
+
+    Attributes:
+        logits: at the positions that are read; the rows of a prompt follow each other in the order
+            of `Behaviour.histories`.
+        h: the stream at the SAE's site, at the token that is read; zeros where the behaviour does
+            not read it.
+    """
+
+    logits: Float[Array, "row position vocab"]
+    h: Float[Array, "prompt hidden"]
 
 
 @runtime_checkable
 class Behaviour(Protocol):
     """A differentiable scalar of a prompt, Y.
 
-    To every prompt the token sequences of `histories` are appended, each in a row of its own; the
-    model runs the rows, and `value` makes one number for each prompt of the logits at
-    `positions` positions of every row, the last token of the prompt being the first of them. A
+    The token sequences of `histories` are appended to every prompt, each in a row of its own. The
+    model runs the rows, and `value` makes one number for each prompt of what is read there. A
     behaviour is hashable: it is a static part of the programs that read it.
 
     Attributes:
@@ -20,7 +33,9 @@ class Behaviour(Protocol):
         raised: what is likelier where Y is higher, such as `the answer begins with one of …`; a
             positive ΔY says that a step makes it so.
         histories: what is appended, the same for every prompt; one empty sequence for nothing.
-        positions: how many positions of a row are read.
+        positions: how many positions of a row are read, the last token of the prompt first.
+        reads_stream: whether `value` looks at the stream at the SAE's site (a probe, a direction);
+            engines leave out what that costs where it does not.
         shows_above: a prompt whose Y is higher shows the behaviour.
     """
 
@@ -50,12 +65,17 @@ class Behaviour(Protocol):
         ...
 
     @property
+    def reads_stream(self) -> bool:
+        """See the class."""
+        ...
+
+    @property
     def shows_above(self) -> float:
         """See the class."""
         ...
 
-    def value(self, logits: Float[Array, "row position vocab"]) -> Float[Array, " prompt"]:
-        """Y of every prompt; the rows of a prompt follow each other in the order of `histories`."""
+    def value(self, seen: "Seen") -> Float[Array, " prompt"]:
+        """Y of every prompt."""
         ...
 
     def __hash__(self) -> int: ...
