@@ -130,9 +130,9 @@ class Loop:
         own = states[torch.arange(len(rows))[:, None], at]
         logp = self.model.lm_head(own).log_softmax(-1)
         scores = [
-            sum(logp[:, t, token] for t, token in enumerate(q)).cpu().numpy()
+            torch.stack([logp[:, t, token] for t, token in enumerate(q)]).sum(dim=0).cpu().numpy()
             for q in self.sequences
-        ]  # type: ignore[union-attr]
+        ]
         return np.stack(scores), h.cpu().numpy()
 
     def run(

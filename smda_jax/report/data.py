@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from jaxtyping import Float, Int
 from scipy.cluster.hierarchy import leaves_list, linkage
 
 from smda_jax.errors import InputError
@@ -42,11 +43,11 @@ class Run:
     path: Path
     record: dict[str, Any]
     tables: dict[str, Columns]
-    shown: np.ndarray
-    contribution: dict[str, np.ndarray]
-    delta_w: dict[str, np.ndarray]
-    pair_order: np.ndarray
-    feature_order: np.ndarray
+    shown: Int[np.ndarray, " pair"]
+    contribution: dict[str, Float[np.ndarray, "pair feature"]]
+    delta_w: dict[str, Float[np.ndarray, "pair feature"]]
+    pair_order: Int[np.ndarray, " pair"]
+    feature_order: Int[np.ndarray, " feature"]
 
     @property
     def classes(self) -> list[str]:
@@ -119,12 +120,12 @@ def read_run(path: Path) -> Run:
     )
 
 
-def _strongest(score: np.ndarray, features: int) -> np.ndarray:
+def _strongest(score: Float[np.ndarray, " pair"], features: int) -> Int[np.ndarray, " shown"]:
     most = min(PAIRS, max(1, CELLS // features))
     return np.sort(np.argsort(-np.abs(score), kind="stable")[:most])
 
 
-def _alike(rows: np.ndarray) -> np.ndarray:
+def _alike(rows: Float[np.ndarray, "row column"]) -> Int[np.ndarray, " row"]:
     """Order that puts rows of like direction beside each other."""
     if len(rows) < 3:
         return np.arange(len(rows))
@@ -253,5 +254,5 @@ def _short(table: Columns) -> Columns:
     return {k: [_figure(v) for v in values] for k, values in table.items()}
 
 
-def _matrix(values: np.ndarray) -> list[list[float | None]]:
+def _matrix(values: Float[np.ndarray, "pair feature"]) -> list[list[float | None]]:
     return [[_figure(v) for v in row] for row in values.tolist()]

@@ -4,7 +4,7 @@ a class."""
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
 from smda_jax.errors import InputError
 from smda_jax.policy.bootstrap import Interval, Refits, interval, refit, resamples, shifts
@@ -34,7 +34,7 @@ class Confidence:
     mean_dys: Float[np.ndarray, "resample pair"]
 
     def classes(
-        self, labels: list[str | None], score: np.ndarray, seed: int
+        self, labels: list[str | None], score: Float[np.ndarray, " pair"], seed: int
     ) -> dict[str, Interval]:
         """Of every class's median score (arrays of one); a resample draws the class's pairs too."""
         rng, out = np.random.default_rng([seed, 1]), {}
@@ -47,8 +47,10 @@ class Confidence:
 
     @staticmethod
     def flag_stability(
-        draws: np.ndarray, labels: list[str | None], flagged: np.ndarray
-    ) -> np.ndarray:
+        draws: Float[np.ndarray, "resample pair"],
+        labels: list[str | None],
+        flagged: Bool[np.ndarray, " pair"],
+    ) -> Float[np.ndarray, " pair"]:
         """In how many of the resamples a pair is flagged as it is in all prompts, or not; NaN where
         it never can be."""
         return np.where(
@@ -62,7 +64,7 @@ class Confidence:
 class Resampled:
     """A policy on resamples of its prompts, waiting for the pairs' changes, block by block."""
 
-    X: np.ndarray
+    X: Float[np.ndarray, "prompt feature"]
     policy: FittedPolicy
     refits: Refits
     low: list[np.ndarray]
@@ -74,7 +76,12 @@ class Resampled:
 
     @classmethod
     def of(
-        cls, X: np.ndarray, Y: np.ndarray, policy: FittedPolicy, count: int, seed: int
+        cls,
+        X: Float[np.ndarray, "prompt feature"],
+        Y: Float[np.ndarray, " prompt"],
+        policy: FittedPolicy,
+        count: int,
+        seed: int,
     ) -> "Resampled":
         """Refits the policy on `count` resamples of its own prompts.
 
@@ -90,7 +97,11 @@ class Resampled:
         return cls(X[own], policy, refits, [], [], [], [], [], [])
 
     def add(
-        self, delta_x: np.ndarray, delta_y: np.ndarray, delta_w: np.ndarray, at: np.ndarray
+        self,
+        delta_x: Float[np.ndarray, "pair prompt feature"],
+        delta_y: Float[np.ndarray, "pair prompt"],
+        delta_w: Float[np.ndarray, "pair feature"],
+        at: Int[np.ndarray, " pair"],
     ) -> None:
         """A block of pairs, whose rows are `at`, and their shifts in all prompts."""
         own = self.policy.rows
@@ -106,7 +117,9 @@ class Resampled:
         self.mean_dys += list((weights @ delta_y[:, own].T.astype(np.float64) / len(own)).T)
         self.rows += at.tolist()
 
-    def finish(self, score: np.ndarray, mean_dy: np.ndarray) -> Confidence:
+    def finish(
+        self, score: Float[np.ndarray, " pair"], mean_dy: Float[np.ndarray, " pair"]
+    ) -> Confidence:
         """Everything, in the pairs' order; `score` and `mean_dy` are those in all prompts."""
         order = np.argsort(self.rows)
         held = (self.low, self.high, self.stability, self.scores, self.mean_dys)

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Int
 
 from smda_jax.data.records import Pairs
 from smda_jax.policy.agreement import classes_of
@@ -99,7 +100,7 @@ def interference_table(f: Figures, influence: Influence) -> tuple[Table, dict[st
     return table, tests
 
 
-def landing_table(influence: Influence, pairs: Pairs, ids: np.ndarray) -> Table:
+def landing_table(influence: Influence, pairs: Pairs, ids: Int[np.ndarray, " feature"]) -> Table:
     """`landing.parquet`: where the effect of every class and every category of pairs falls."""
     kinds = {"class": pairs.label, "category": pairs.category}
     groups = {

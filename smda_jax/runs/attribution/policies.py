@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Int
 
 from smda_jax.data.records import Prompts
 from smda_jax.policy.ridge import (
@@ -20,6 +20,7 @@ from smda_jax.policy.selection import strata, subsets
 from smda_jax.reading.evaluation import Evaluation
 from smda_jax.runs.config import Attribute
 
+Activations = Float[np.ndarray, "prompt feature"]
 ALPHAS = tuple(float(a) for a in np.logspace(-2, 3, 21))  # what --alpha-folds chooses from
 
 
@@ -64,8 +65,8 @@ def fit_policies(c: Attribute, prompts: Prompts, e: Evaluation) -> dict[str, Pol
 def _policy(
     c: Attribute,
     prompts: Prompts,
-    data: tuple[np.ndarray, np.ndarray, np.ndarray],
-    rows: np.ndarray,
+    data: tuple[Activations, Float[np.ndarray, " prompt"], Bool[np.ndarray, " prompt"]],
+    rows: Int[np.ndarray, " row"],
 ) -> Policy:
     """Scores a policy on held-out prompts of a subset, then fits it to all of them."""
     label = [prompts.label[i] for i in rows]
@@ -79,7 +80,7 @@ def _policy(
     part, W = ridge(X[train], Y[train], alpha), ridge(X, Y, alpha)
     cut = best_threshold(X[train] @ part, refused[train])
 
-    def score(at: np.ndarray) -> Fit:
+    def score(at: Int[np.ndarray, " part"]) -> Fit:
         return evaluate(X[at] @ part, Y[at], refused[at], cut)
 
     return Policy(

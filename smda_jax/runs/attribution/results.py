@@ -191,7 +191,10 @@ def _shifts(run: Found) -> Shifts:
 
 
 def _planted_auc(
-    pairs: Pairs, score: np.ndarray, off_target: np.ndarray, mean_dy: np.ndarray
+    pairs: Pairs,
+    score: Float[np.ndarray, " pair"],
+    off_target: Float[np.ndarray, " pair"],
+    mean_dy: Float[np.ndarray, " pair"],
 ) -> dict[str, dict[str, float]]:
     """How well each figure finds the pairs recorded as corrupted, within the class of their label.
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from smda_jax.policy.gaps import Gap
 from smda_jax.policy.influence import Influence
@@ -32,7 +32,7 @@ class Summary:
     score: Float[np.ndarray, " pair"]
     mean_delta_y: Float[np.ndarray, " pair"]
     influence: Influence | None
-    dominant: np.ndarray | None
+    dominant: Int[np.ndarray, " pair"] | None
     off_target: Float[np.ndarray, " pair"]
     flagged: Bool[np.ndarray, " pair"]
     confidence: Confidence | None

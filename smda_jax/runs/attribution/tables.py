@@ -164,7 +164,7 @@ def influence_rows(
     influence: dict[str, Influence],
     confidence: dict[str, Confidence],
     pair_ids: list[str],
-    ids: np.ndarray,
+    ids: Int[np.ndarray, " feature"],
 ) -> Iterator[dict[str, Any]]:
     """`influence.parquet`, some thousand pairs at a time."""
     figures = ("delta_w_x", "delta_w_y", "delta_w", "contribution")
@@ -188,7 +188,7 @@ def influence_rows(
             }
 
 
-def gap_tables(found: list[Gap], ids: np.ndarray) -> dict[str, Table]:
+def gap_tables(found: list[Gap], ids: Int[np.ndarray, " feature"]) -> dict[str, Table]:
     """`gaps.parquet`, and `gap_features.parquet`: what each feature carries of a gap."""
     plain = (
         "category",

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -47,7 +48,7 @@ class TrueSteps(NamedTuple):
     """
 
     evaluation: Evaluation
-    W: np.ndarray
+    W: Float[np.ndarray, " feature"]
     delta: Delta
     influence: Influence
 
@@ -62,7 +63,7 @@ def wide_evaluation(c: Attribute, inputs: Inputs, feature_ids: list[int]) -> Eva
 
 
 def true_steps(
-    e: Evaluation, inputs: Inputs, stepping: Stepping, rows: np.ndarray, alpha: float
+    e: Evaluation, inputs: Inputs, stepping: Stepping, rows: Int[np.ndarray, " pair"], alpha: float
 ) -> TrueSteps:
     """Steps on the pairs `rows`, each from the base weights, seen by the float64 evaluation `e`."""
     with numerics("float64"):
@@ -212,16 +213,22 @@ def _print(table: list[dict[str, Any]], command: Verify, console: Console) -> No
     console.print(f"Written to {escape(str(command.run / 'verify.parquet'))}", soft_wrap=True)
 
 
-def _figures(dx: np.ndarray, dy: np.ndarray, influence: Influence) -> dict[str, np.ndarray]:
+def _figures(
+    dx: Float[np.ndarray, "pair prompt feature"],
+    dy: Float[np.ndarray, "pair prompt"],
+    influence: Influence,
+) -> dict[str, np.ndarray]:
     return {"delta_x": dx, "delta_y": dy, "delta_w": influence.delta_w, "score": influence.score}
 
 
-def _r2(prediction: np.ndarray, truth: np.ndarray) -> float:
+def _r2(prediction: Float[np.ndarray, "*figure"], truth: Float[np.ndarray, "*figure"]) -> float:
     varies = np.sum((truth - truth.mean()) ** 2)
     return float(1 - np.sum((truth - prediction) ** 2) / varies) if varies else float("nan")
 
 
-def _compare(prediction: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
+def _compare(
+    prediction: Float[np.ndarray, "*figure"], truth: Float[np.ndarray, "*figure"]
+) -> dict[str, Any]:
     p, t = prediction.ravel(), truth.ravel()
     r2, slope = _r2(p, t), float(p @ t / (p @ p)) if p.any() else float("nan")
     rank = float(spearmanr(p, t).statistic) if np.ptp(p) and np.ptp(t) else float("nan")  # type: ignore[union-attr]

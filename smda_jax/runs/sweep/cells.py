@@ -6,6 +6,7 @@ from functools import cache as cached
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float
 
 from smda_jax.errors import InputError
 from smda_jax.policy.bootstrap import resamples
@@ -79,7 +80,7 @@ def _expand(cache: Cache, spec: Any) -> list[str]:
     ]
 
 
-def _mask(cache: Cache, text: str) -> np.ndarray:
+def _mask(cache: Cache, text: str) -> Bool[np.ndarray, " feature"]:
     """Which of the cached features a cell reads.
 
     `all`; ids (`3,17`); `contrast:T`; `without:ID`; `random:K` or `random:K:SEED`.
@@ -116,7 +117,7 @@ def _mask(cache: Cache, text: str) -> np.ndarray:
     return mask
 
 
-def chosen_pairs(cache: Cache, spec: Any) -> np.ndarray:
+def chosen_pairs(cache: Cache, spec: Any) -> Bool[np.ndarray, " pair"]:
     """Which pairs a cell speaks of: `all`, a label, or a list of pair ids."""
     label, ids = cache.pairs["label"], cache.pairs["pair_id"]
     if spec == "all":
@@ -131,7 +132,9 @@ def chosen_pairs(cache: Cache, spec: Any) -> np.ndarray:
     return own
 
 
-def activations(cache: Cache, gate: str, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+def activations(
+    cache: Cache, gate: str, threshold: float
+) -> tuple[Float[np.ndarray, "prompt feature"], Float[np.ndarray, "pair prompt feature"]]:
     """X and ΔX where a feature counts as active above `threshold`, behind the gate or with it
     open."""
     active = cache.active & (cache.z > threshold) if threshold else cache.active
@@ -147,7 +150,7 @@ def activations(cache: Cache, gate: str, threshold: float) -> tuple[np.ndarray, 
     return X, cache.delta_z
 
 
-def weights_of(cache: Cache, subset: str, resample: int | None) -> np.ndarray:
+def weights_of(cache: Cache, subset: str, resample: int | None) -> Float[np.ndarray, " prompt"]:
     """How often every prompt counts: once inside the subset, or as often as a resample of it draws
     the prompt."""
     refused = [bool(r) for r in cache.prompts["refused"]]
@@ -164,6 +167,6 @@ def weights_of(cache: Cache, subset: str, resample: int | None) -> np.ndarray:
 
 
 @cached
-def _resamples(prompts: int, count: int, seed: int) -> np.ndarray:
+def _resamples(prompts: int, count: int, seed: int) -> Float[np.ndarray, "resample prompt"]:
     """Those that a run of the seed draws; a longer list begins like a shorter one."""
     return resamples(prompts, count, seed)

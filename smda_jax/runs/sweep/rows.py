@@ -147,7 +147,9 @@ def standard_of(reference: Cache) -> Standard:
     return Standard(reference, np.asarray(found.W)[0], found.score[0])
 
 
-def _rank_correlation(values: np.ndarray, standard: np.ndarray) -> np.ndarray:
+def _rank_correlation(
+    values: Float[np.ndarray, "cell item"], standard: Float[np.ndarray, " item"]
+) -> Float[np.ndarray, " cell"]:
     """Spearman's ρ of every row with the reference; NaN where nothing varies."""
     a, b = rankdata(values, axis=1), rankdata(standard)
     a, b = a - a.mean(axis=1, keepdims=True), b - b.mean()
@@ -155,7 +157,9 @@ def _rank_correlation(values: np.ndarray, standard: np.ndarray) -> np.ndarray:
         return (a @ b) / np.sqrt((a * a).sum(axis=1) * (b @ b))
 
 
-def _overlap(values: np.ndarray, standard: np.ndarray) -> np.ndarray:
+def _overlap(
+    values: Float[np.ndarray, "cell pair"], standard: Float[np.ndarray, " pair"]
+) -> Float[np.ndarray, " cell"]:
     """Share of the reference's strongest pairs, by |score|, that are among a cell's strongest."""
     k = min(TOP, len(standard))
     first = np.argsort(-np.abs(standard), kind="stable")[:k]
