@@ -18,13 +18,12 @@ import numpy as np
 import shapes  # type: ignore[import-not-found]
 import tyro
 
-from smda_jax.data.batch.batches import pair_batch, prompt_batch
+from smda_jax.data.batch.batches import pair_batch, prompt_batch, scored_positions
 from smda_jax.data.batch.chunks import packed_chunks
 from smda_jax.data.batch.layouts import Padded
 from smda_jax.data.chat import PairTokens
 from smda_jax.engines.finite.program import finite
 from smda_jax.engines.forward.program import forward
-from smda_jax.engines.query.dataset import Asking
 from smda_jax.engines.query.program import (
     Weighted,
     Weighting,
@@ -48,7 +47,6 @@ from smda_jax.runtime.precision import DType, numerics
 from smda_jax.runtime.programs import Program
 from smda_jax.sae.encoder import Encoder
 from smda_jax.steps.checkpoints import KeptOfLayer, form_steps
-from smda_jax.steps.dataset import Stepping
 from smda_jax.steps.updates.contract import Update
 
 
@@ -113,14 +111,15 @@ def main(c: DryRun) -> None:
         gradient = lower("query", query, params, packed, Weighted(encoder, Weighting(z, y)), **both)
         # as `finish` leaves it
         gradient = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), gradient)
-        lower("directional_derivative", directional_derivative, params, lane, gradient, rate)
+        lower("directional_derivative", directional_derivative, params, lane, gradient, update)
         lower("inner_products", inner_products, params, block, (gradient,), update)
-        layer = Layer(jax.tree.map(drop, params.blocks), jax.ShapeDtypeStruct((), jnp.int32))  # type: ignore[arg-type]
+        index = jax.ShapeDtypeStruct((), jnp.int32)
+        layer = Layer(jax.tree.map(drop, params.blocks), index)  # type: ignore[arg-type]
         kept = jax.ShapeDtypeStruct(steps.stream.shape[1:], dtype)
         formed = KeptOfLayer(kept, kept, None)  # type: ignore[arg-type]
         own = {"config": config}
         formed = lower("matrices", matrices, layer, (formed,), update, **own)
-        y = lower("start_y", start_y, params, (steps,), whole, behaviour=behaviour)
+        y = lower("start_y", start_y, params, (steps,), whole, **both)
         pulled = Pulled(drop(y.stream), y.g, y.total, None)  # type: ignore[arg-type]
         lower("pull_layer, Y", pull_layer, layer, pulled, formed, **own)
         below = jax.eval_shape(lambda p: p.up_to(site.layer), params)
@@ -137,8 +136,8 @@ def main(c: DryRun) -> None:
 
 def packed_pairs(pairs: list[PairTokens], head: int) -> Any:
     """All pairs in one lane."""
-    asking = Asking(Stepping(None, None), head)  # type: ignore[arg-type]
-    (chunk,) = asking.chunks(pairs, len(pairs))
+    scored = [len(scored_positions(pair, "response")) for pair in pairs]
+    (chunk,) = packed_chunks([len(pair.ids) - head for pair in pairs], len(pairs), 1, scored)
     return pair_batch([pairs[i] for i in chunk.rows], "response", chunk.layout, head)
 
 

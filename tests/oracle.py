@@ -12,190 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from oracle_kinds import EVERY
 from transformers import AutoConfig, AutoModelForCausalLM
 
-KINDS: dict[str, dict[str, Any]] = {
-    "llama3_tied_gqa": dict(
-        model_type="llama",
-        vocab_size=61,
-        hidden_size=24,
-        intermediate_size=40,
-        num_hidden_layers=3,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        head_dim=10,
-        tie_word_embeddings=True,
-        rope_parameters=dict(
-            rope_type="llama3",
-            rope_theta=500.0,
-            factor=4.0,
-            low_freq_factor=1.0,
-            high_freq_factor=4.0,
-            original_max_position_embeddings=16,
-        ),
-    ),
-    "llama_untied_mha": dict(
-        model_type="llama",
-        vocab_size=53,
-        hidden_size=20,
-        intermediate_size=36,
-        num_hidden_layers=2,
-        num_attention_heads=5,
-        num_key_value_heads=5,
-        tie_word_embeddings=False,
-        rope_parameters=dict(rope_type="default", rope_theta=100.0),
-    ),
-    "llama_all_biases_linear_rope": dict(
-        model_type="llama",
-        vocab_size=47,
-        hidden_size=16,
-        intermediate_size=28,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=1,
-        tie_word_embeddings=True,
-        attention_bias=True,
-        mlp_bias=True,
-        rope_parameters=dict(rope_type="linear", rope_theta=50.0, factor=3.0),
-    ),
-    "qwen2": dict(
-        model_type="qwen2",
-        vocab_size=59,
-        hidden_size=18,
-        intermediate_size=30,
-        num_hidden_layers=3,
-        num_attention_heads=3,
-        num_key_value_heads=3,
-        tie_word_embeddings=False,
-        rope_parameters=dict(rope_type="default", rope_theta=1000.0),
-    ),
-    "mistral_window": dict(
-        model_type="mistral",
-        vocab_size=43,
-        hidden_size=32,
-        intermediate_size=44,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=6,
-        tie_word_embeddings=True,
-        sliding_window=7,
-        rope_parameters=dict(rope_type="default", rope_theta=1000.0),
-    ),
-}
-# Families beyond Llama's own shape, with what each has that others lack.
-FAMILIES: dict[str, dict[str, Any]] = {
-    "qwen3": dict(  # norms of each head, windows from the second layer on
-        model_type="qwen3",
-        vocab_size=51,
-        hidden_size=18,
-        intermediate_size=26,
-        num_hidden_layers=3,
-        num_attention_heads=6,
-        num_key_value_heads=3,
-        head_dim=8,
-        tie_word_embeddings=True,
-        use_sliding_window=True,
-        sliding_window=5,
-        max_window_layers=1,
-        rope_parameters=dict(rope_type="default", rope_theta=200.0),
-    ),
-    "gemma2": dict(
-        model_type="gemma2",
-        vocab_size=57,
-        hidden_size=20,
-        intermediate_size=34,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=6,
-        query_pre_attn_scalar=7,
-        sliding_window=4,
-        attn_logit_softcapping=3.0,
-        final_logit_softcapping=5.0,
-        tie_word_embeddings=True,
-        rope_parameters=dict(rope_type="default", rope_theta=300.0),
-    ),
-    "gemma3": dict(  # two ropes
-        model_type="gemma3_text",
-        vocab_size=49,
-        hidden_size=28,
-        intermediate_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=1,
-        head_dim=8,
-        query_pre_attn_scalar=9,
-        sliding_window=6,
-        tie_word_embeddings=True,
-        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
-        rope_parameters=dict(
-            full_attention=dict(rope_type="linear", rope_theta=900.0, factor=2.0),
-            sliding_attention=dict(rope_type="default", rope_theta=60.0),
-        ),
-    ),
-    "olmo2": dict(  # norms after sub-layers only, norms of whole projections
-        model_type="olmo2",
-        vocab_size=44,
-        hidden_size=24,
-        intermediate_size=38,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=False,
-        rope_parameters=dict(rope_type="default", rope_theta=400.0),
-    ),
-    "phi3": dict(  # fused matrices, half of each head rotated, long rope
-        model_type="phi3",
-        vocab_size=54,
-        hidden_size=32,
-        intermediate_size=42,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=False,
-        sliding_window=9,
-        max_position_embeddings=256,
-        original_max_position_embeddings=64,
-        rope_parameters=dict(
-            rope_type="longrope",
-            rope_theta=700.0,
-            short_factor=[1.0, 1.5],
-            partial_rotary_factor=0.5,
-            long_factor=[2.0, 3.0],
-        ),
-    ),
-    "llama_yarn": dict(
-        model_type="llama",
-        vocab_size=45,
-        hidden_size=16,
-        intermediate_size=22,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        tie_word_embeddings=True,
-        max_position_embeddings=128,
-        rope_parameters=dict(
-            rope_type="yarn",
-            rope_theta=90.0,
-            factor=4.0,
-            original_max_position_embeddings=32,
-        ),
-    ),
-    "llama_dynamic": dict(
-        model_type="llama",
-        vocab_size=46,
-        hidden_size=12,
-        intermediate_size=20,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-        max_position_embeddings=64,
-        rope_parameters=dict(rope_type="dynamic", rope_theta=80.0, factor=2.0),
-    ),
-}
-EVERY = KINDS | FAMILIES
 POST_NORM = ("gemma2", "gemma3_text", "olmo2")  # what is added to the stream has been normed last
 
 
@@ -310,11 +129,13 @@ def streams(model: Any, ids: list[int]) -> tuple[dict[tuple[str, int], torch.Ten
     """Every stream an SAE may read, by (site, layer), at every token; and the logits."""
     seen, hooks = {}, []
     post = model.config.model_type in POST_NORM
+    factor = getattr(model.config, "residual_multiplier", 1.0)  # of what is added to the stream
 
     def keep(site: str, i: int) -> Any:
         def hook(module, args, out=None):
             value = args if out is None else out
-            seen[site, i] = value[0] if isinstance(value, tuple) else value
+            value = value[0] if isinstance(value, tuple) else value
+            seen[site, i] = value * factor if site in ("attn_out", "mlp_out") else value
 
         return hook
 

@@ -108,21 +108,21 @@ def load(
     return convert.run(dtype) if cache is None else convert.cached(dtype, cache)
 
 
-def _default_placing(config: ModelConfig, own: Devices) -> Placing:
+def _default_placing(config: ModelConfig, used: Devices) -> Placing:
     """Weights are split by their output or input as the table says, tables by their rows."""
-    if not own.several:
+    if not used.several:
         return lambda _: SingleDeviceSharding(jax.devices()[0])
-    mesh = own.mesh()
+    mesh = used.mesh()
 
     def where(path: str) -> NamedSharding:
         name, _, part = path.partition(".")
         spec: tuple[str | None, ...] = ()
-        if name in ("embed", "unembed") and config.vocab % own.shards == 0:
+        if name in ("embed", "unembed") and config.vocab % used.shards == 0:
             spec = (MODEL,)
         elif part == "w" and isinstance(op := config.table[name], Linear):
-            if op.split is Split.INPUT and op.inputs % own.shards == 0:
+            if op.split is Split.INPUT and op.inputs % used.shards == 0:
                 spec = (None, None, MODEL)
-            elif op.split is Split.OUTPUT and op.outputs % own.shards == 0:
+            elif op.split is Split.OUTPUT and op.outputs % used.shards == 0:
                 spec = (None, MODEL)
         return NamedSharding(mesh, PartitionSpec(*spec))
 
@@ -179,18 +179,18 @@ class _Conversion:
 
     def _stacked(self, tensors: Tensors, op: Operation, part: str, dtype: Any) -> Array:
         """One operation's parameter over all layers; of a fused tensor its own rows."""
-        own = op.shape if part == "weight" else (op.outputs,)
-        whole = (op.stored.rows or own[0], *own[1:])
+        layer_shape = op.shape if part == "weight" else (op.outputs,)
+        whole = (op.stored.rows or layer_shape[0], *layer_shape[1:])
         layers = range(self.config.layers)
         names = [tensor_name(op, layer, part) for layer in layers]
         readers: list[Reader] = [tensors.get(name, whole) for name in names]
 
         def fill(index: tuple[slice, ...] | None) -> np.ndarray:
             assert index is not None
-            rows = range(own[0])[index[1]]
+            rows = range(layer_shape[0])[index[1]]
             first = op.stored.first_row
             inside = (slice(first + rows.start, first + rows.stop), *index[2:])
-            sizes = [len(range(n)[i]) for n, i in zip(own, index[1:], strict=True)]
+            sizes = [len(range(n)[i]) for n, i in zip(layer_shape, index[1:], strict=True)]
             chosen = layers[index[0]]
             out = np.empty((len(chosen), *sizes), dtype)
             for row, layer in enumerate(chosen):
@@ -198,7 +198,7 @@ class _Conversion:
             return out
 
         path = f"{op.name}.{'w' if part == 'weight' else 'b'}"
-        shape = (self.config.layers, *own)
+        shape = (self.config.layers, *layer_shape)
         array = jax.make_array_from_callback(shape, self.placing(path), fill)
         self._refuse_non_finite(array, names)
         return array
@@ -209,8 +209,8 @@ class _Conversion:
         if not self.config.tied or name not in set(tensors):
             return
         table = (self.config.vocab, self.config.hidden)
-        copy, own = tensors.get(name, table), tensors.get(f"{EMBED.name}.weight", table)
-        if not np.array_equal(copy((slice(None),)), own((slice(None),))):
+        copy, table_read = tensors.get(name, table), tensors.get(f"{EMBED.name}.weight", table)
+        if not np.array_equal(copy((slice(None),)), table_read((slice(None),))):
             what = f"{name} differs from {EMBED.name}.weight though tie_word_embeddings is true"
             raise InputError(self.folder, what)
 
@@ -257,8 +257,8 @@ def save(folder: Path, raw: dict[str, Any], params: Params, shard_bytes: int = S
         tensors[f"{UNEMBED.name}.weight"] = params.unembed
     fused: dict[str, list[tuple[int, Any]]] = {}
     for op in params.config.table:
-        own = params.blocks[op.name]
-        for part, stack in (("weight", own.w), ("bias", own.b)):
+        weights = params.blocks[op.name]
+        for part, stack in (("weight", weights.w), ("bias", weights.b)):
             for layer, value in enumerate(() if stack is None else stack):
                 parts = fused.setdefault(tensor_name(op, layer, part), [])
                 parts.append((op.stored.first_row, value))

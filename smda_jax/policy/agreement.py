@@ -66,7 +66,8 @@ def _agree(a: np.ndarray, b: np.ndarray, top: int) -> tuple[int, float, float, i
     n = len(a)
     if n < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return n, np.nan, np.nan, 0, np.nan, np.nan
-    rho, tau = float(spearmanr(a, b).statistic), float(kendalltau(a, b).statistic)  # type: ignore[union-attr]
+    rho = float(spearmanr(a, b).statistic)  # type: ignore[union-attr]
+    tau = float(kendalltau(a, b).statistic)  # type: ignore[union-attr]
     k = min(top, n // 2)
     return n, rho, tau, k, float(_first(a, k) @ _first(b, k)) / k, k / n
 

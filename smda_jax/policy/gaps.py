@@ -66,25 +66,28 @@ def gaps(
     X, Y, W = (np.asarray(v, np.float64) for v in (X, Y, W))
     prediction, found = X @ W, []
     for index, name in enumerate(dict.fromkeys(c for c in category if c is not None)):
-        own = np.array([c == name for c in category])
-        kinds = [x for x, inside in zip(label, own, strict=True) if inside]
+        inside_category = np.array([c == name for c in category])
+        kinds = [x for x, inside in zip(label, inside_category, strict=True) if inside]
         kind = max(dict.fromkeys(kinds), key=kinds.count)
-        others = ~own & np.array([x == kind for x in label])
+        others = ~inside_category & np.array([x == kind for x in label])
         rng = np.random.default_rng([seed, index])
-        drawn = _means(np.stack([Y, Y - prediction])[:, own], resamples, rng)
+        drawn = _means(np.stack([Y, Y - prediction])[:, inside_category], resamples, rng)
         beside = (
             _means(Y[None, others], resamples, rng)[:, 0]
             if others.any()
             else np.full(resamples, np.nan)
         )
-        y, residual = float(Y[own].mean()), float((Y - prediction)[own].mean())
+        y, residual = (
+            float(Y[inside_category].mean()),
+            float((Y - prediction)[inside_category].mean()),
+        )
         gap = y - float(Y[others].mean()) if others.any() else float("nan")
         carried = (
-            W * (X[own].mean(axis=0) - X[others].mean(axis=0))
+            W * (X[inside_category].mean(axis=0) - X[others].mean(axis=0))
             if others.any()
             else np.full(len(W), np.nan)
         )
-        drawn = drawn if own.sum() >= FEW else np.full_like(drawn, np.nan)
+        drawn = drawn if inside_category.sum() >= FEW else np.full_like(drawn, np.nan)
         beside = beside if others.sum() >= FEW else np.full_like(beside, np.nan)
         between = interval(
             np.column_stack([drawn, drawn[:, 0] - beside]), np.array([y, residual, gap])
@@ -93,11 +96,11 @@ def gaps(
             Gap(
                 name,
                 kind,
-                int(own.sum()),
+                int(inside_category.sum()),
                 int(others.sum()),
-                float(refused[own].mean()),
+                float(refused[inside_category].mean()),
                 y,
-                float(prediction[own].mean()),
+                float(prediction[inside_category].mean()),
                 residual,
                 gap,
                 carried,

@@ -69,7 +69,8 @@ def typical(
     known = {name: rows.mean(axis=0) >= 0.5 for name, rows in of.items() if len(rows)}
     nothing = np.zeros(active.shape[1], bool)
     has = np.array([name in known for name in asked], bool)
-    return np.stack([known.get(name, nothing) for name in asked]), has  # type: ignore[call-overload]
+    rows = [known.get(name, nothing) for name in asked]  # type: ignore[call-overload]
+    return np.stack(rows), has
 
 
 def correlations(

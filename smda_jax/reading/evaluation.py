@@ -122,14 +122,14 @@ def run_prompts(
     shared, tail = shared_length(tokens), longest_history(behaviour)
 
     def visit(chunk: Chunk) -> None:
-        own = [tokens[i] for i in chunk.rows]
+        chosen = [tokens[i] for i in chunk.rows]
         histories, positions = behaviour.histories, behaviour.positions
-        batch = prompt_batch(own, histories, positions, chunk.layout, shared)
+        batch = prompt_batch(chosen, histories, positions, chunk.layout, shared)
         found = readout.base.run(model.params, batch, behaviour=behaviour, site=site)
         own_h, own_y, extra = (fetch(v).astype(h.dtype) for v in found)
         layers = np.concatenate([own_h[None], extra])
         h[:, chunk.rows], y[chunk.rows] = chunk.scatter(layers, 1), chunk.scatter(own_y)
-        progress(len(own) / len(tokens))
+        progress(len(chosen) / len(tokens))
 
     with numerics(model.dtype):
         split = partial(packed_chunks, lanes=devices().round_up(1))
@@ -250,8 +250,8 @@ def activations(
         InputError: something of these does not fit together.
     """
     ids = tuple(tuple(sequence) for sequence in target_ids)
-    own = behaviour or make_behaviour("begins", model, Options(tuple(targets), ids))
-    question = Question(model, own, resolve_site(sae, model.config, layer))
+    asked = behaviour or make_behaviour("begins", model, Options(tuple(targets), ids))
+    question = Question(model, asked, resolve_site(sae, model.config, layer))
     tokens = tokenise_prompts(model, prompts, question.behaviour, max_length)
     reading = run_prompts(question, tokens, batch_size=batch_size)
     selection = Selection(sae, features, encoder)

@@ -47,8 +47,9 @@ class Model:
 
     def refuse_unknown_tokens(self, ids: Sequence[int], where: object) -> None:
         """Raises InputError for a token that the embedding lacks: another would be taken."""
-        if max(ids) >= self.config.vocab or min(ids) < 0:
-            what = f"token {max(ids)} is beyond the model's vocabulary of {self.config.vocab}"
+        unknown = [i for i in ids if not 0 <= i < self.config.vocab]
+        if unknown:
+            what = f"token {unknown[0]} is not in the model's vocabulary of {self.config.vocab}"
             raise InputError(where, what, "another model's tokenizer?")
 
 

@@ -21,6 +21,8 @@ FEATURES = 200  # whose prompts a page holds: of more, those with the largest sh
 PROMPTS = 10_000  # of all categories together
 TEXT = 2_000  # characters of a prompt or response that a page holds
 
+BEGINS = {"unit": "nats", "raised": "the answer begins with a target"}  # of runs before 0.2
+
 Columns = dict[str, list[Any]]
 
 
@@ -54,6 +56,11 @@ class Run:
         """Of the pairs, in order of appearance."""
         return list(dict.fromkeys(x or "unlabelled" for x in self.tables["pairs.parquet"]["label"]))
 
+    @property
+    def unit(self) -> str:
+        """Of the behaviour."""
+        return self.record["behaviour"]["unit"]
+
     def features(self) -> Columns:
         """features.parquet, of all pairs."""
         table = self.tables.get("features.parquet", {})
@@ -75,6 +82,7 @@ def read_run(path: Path) -> Run:
     try:
         record = json.loads((path / "run.json").read_text())
         status = record["status"]
+        record.setdefault("behaviour", BEGINS)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
             path, "is not a run folder", "give the folder that attribute wrote"
@@ -157,6 +165,8 @@ def content(run: Run, *, redact: bool = False) -> dict[str, Any]:
         "timings": record.get("timings", {}),
         "summary": record["summary"],
         "conventions": record["conventions"],
+        "unit": run.unit,
+        "raised": record["behaviour"]["raised"],
         "pairs": _short(pairs),
         "features": _short(run.features()),
         "class_features": _short(_of_strongest(run, run.tables.get("features.parquet", {}))),

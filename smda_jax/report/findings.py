@@ -115,7 +115,7 @@ def _gap(run: Run) -> list[str]:
     carried = " and ".join(f"{names(r['feature_id'])} ({signed(r['carried'])})" for r in carry)
     interval = f"{number(gap['gap_low'])} … {number(gap['gap_high'])}"
     return [
-        f"The strongest gap is {gap['category']}: mean Y {number(gap['y'])} nats, "
+        f"The strongest gap is {gap['category']}: mean Y {number(gap['y'])} {run.unit}, "
         f"{number(gap['gap'])} from the other {gap['label'] or ''} prompts (95 %: {interval}); "
         f"{percent(gap['refused'])} are refused. The policy predicts {number(gap['prediction'])} "
         f"there; {carried} carry most of its part of the gap."
@@ -138,7 +138,7 @@ def _over_refusal(run: Run) -> list[str]:
     over = harmless[0]
     return [
         f"Among harmless prompts, {over['category']} is refused most for its label: "
-        f"{percent(over['refused'])} (gap {signed(over['gap'])} nats)."
+        f"{percent(over['refused'])} (gap {signed(over['gap'])} {run.unit})."
     ]
 
 

@@ -92,7 +92,7 @@ def _coefficients(s: Summary) -> Table:
 def _gaps(s: Summary) -> Iterator[Table]:
     if len(s.gaps) < 2:
         return
-    title = "Categories: mean log-probability Y of the behaviour; gap: from the label's others"
+    title = "Categories: mean Y of the behaviour; gap: from the label's others"
     names = ("category", "prompts", "refused", "mean Y", "policy", "gap", "95 %")
     table = _table(title, *names)
     for g in s.gaps:

@@ -24,9 +24,10 @@ class Attribute:
     """
 
     model: str
-    """Hugging Face checkpoint: folder or Hub id (Llama, Mistral or Qwen2; safetensors)."""
+    """Hugging Face checkpoint: folder or Hub id (safetensors, of a family in docs/inputs.md)."""
     sae: str
-    """SAE: folder, or Hub id as owner/name or owner/name:folder (SAELens, sparsify)."""
+    """SAE: folder, or Hub id as owner/name or owner/name:folder (SAELens, sparsify,
+    dictionary_learning)."""
     eval: str
     """Evaluation prompts: parquet, csv, json or jsonl file, or hub:owner/name[:file]. Column
     prompt; optional prompt_label (harmful, harmless), category, refused."""
@@ -48,8 +49,9 @@ class Attribute:
     """Leave the texts of prompts and responses out of the run folder."""
     behaviour: str = "begins"
     """What Y is. begins: the log-probability that the answer begins with one of the targets."""
-    targets: tuple[str, ...] = ("I can't", "I can\u2019t")
-    """Texts whose total probability, as the answer's beginning, is the behaviour Y (nats)."""
+    targets: tuple[str, ...] = ()
+    """Texts that the behaviour is about: for begins, beginnings of the answer, of which the total
+    probability counts. Default: the behaviour's own; of begins, I can't with either apostrophe."""
     target_ids: tuple[str, ...] = ()
     """The same as token ids, e.g. 40,649,956 40,649,1431; replaces the texts."""
     alpha: float = 5.0

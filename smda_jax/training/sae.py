@@ -88,7 +88,8 @@ def train(
         error = x - reconstruct(params, acts)
         main = jnp.mean(jnp.sum(error**2, axis=1)) / variance
         silent, _ = batch_top_k(jnp.where(dead[None], z, jnp.zeros_like(z)), k)
-        guess = reconstruct(params.replace(b_dec=jnp.zeros_like(params.b_dec)), silent)  # type: ignore[attr-defined]
+        centred = params.replace(b_dec=jnp.zeros_like(params.b_dec))  # type: ignore[attr-defined]
+        guess = reconstruct(centred, silent)
         again = jnp.mean(jnp.sum((jax.lax.stop_gradient(error) - guess) ** 2, axis=1)) / variance
         return main + revive * again, (cut, (acts > 0).any(axis=0))
 

@@ -7,8 +7,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import pytest
+from oracle_kinds import KINDS
 from support import (
     BEHAVIOUR,
     ETA,
@@ -66,6 +66,7 @@ FAMILY_CASES = [
     ("gemma3", "float64", ("attn_module", 1), "all", 32),
     ("olmo2", "float64", ("attn_out", 1), "response", 32),
     ("phi3", "float64", ("resid_post", 0), "response", 8),
+    ("granite", "float64", ("mlp_out", 1), "response", 32),
     ("llama_yarn", "float64", ("mlp_module", 0), "response", 8),
 ]
 
@@ -99,7 +100,9 @@ def test_first_order_engines_equal_moved_weights(checkpoints, kind, dtype, site,
         each(back.z, dh @ W, tolerance)
 
 
-@pytest.mark.parametrize(("kind", "dtype", "site", "scope", "width"), CASES[1:5] + FAMILY_CASES)
+@pytest.mark.parametrize(
+    ("kind", "dtype", "site", "scope", "width"), CASES[1:5] + CASES[6:] + FAMILY_CASES
+)
 def test_query_equals_moved_weights(checkpoints, kind, dtype, site, scope, width):
     """With pairs' gradients formed, and along the query, with shared tokens run once or not."""
     tolerance = 1e-6 if dtype == "float64" else 1e-4
@@ -137,7 +140,7 @@ def test_query_equals_moved_weights(checkpoints, kind, dtype, site, scope, width
             close(found.gradient_norm, norm, tolerance)
             for value, (_, _, want) in zip(answers, ways, strict=True):
                 assert np.abs(value - want).max() <= tolerance * scale
-            rate = jnp.asarray(ETA)
+            update = Update(ETA).ready()
             for lead, lanes in (
                 itertools.product({0, shared}, (0, 1, 2)) if whole else [(shared, 2)]
             ):
@@ -147,7 +150,7 @@ def test_query_equals_moved_weights(checkpoints, kind, dtype, site, scope, width
                     lengths = [len(p.ids) - lead for p in pairs]
                     ((rows, own),) = packed_chunks(lengths, len(pairs), lanes, scored)
                 some = pair_batch([pairs[i] for i in rows], scope, own, lead)
-                value, found = directional_derivative(params, some, queries[0], rate)
+                value, found = directional_derivative(params, some, queries[0], update)
                 inverse = np.argsort(rows)
                 got = scatter(own, np.asarray(value), len(pairs), 1)[:, inverse]
                 close(scatter(own, np.asarray(found.loss), len(pairs))[inverse], loss, tolerance)
@@ -202,7 +205,7 @@ def test_results_do_not_depend_on_what_they_travel_with(checkpoints):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kind", oracle.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_engines_in_float32_on_the_device_equal_moved_weights(checkpoints, kind):
     """TF32 products would miss this by two digits."""
     case = (kind, "float32", ("resid_post", 1), "response", 32)

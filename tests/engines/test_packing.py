@@ -21,6 +21,7 @@ from smda_jax.reading.readout import base
 from smda_jax.reading.site import Site
 from smda_jax.runtime.precision import numerics
 from smda_jax.sae.encoder import Encoder
+from smda_jax.steps.updates.contract import Update
 
 
 @pytest.mark.parametrize(
@@ -70,6 +71,6 @@ def test_a_pair_that_is_not_finite_does_not_spoil_those_beside_it(checkpoints):
         asked = query(params, plain, Weighted(encoder, weighting), BEHAVIOUR, site)
         rare = next(t for t in pairs[1].ids if t not in pairs[0].ids)
         spoilt = replace(params, embed=params.embed.at[rare].set(jnp.inf))
-        value, found = directional_derivative(spoilt, batch, asked, jnp.asarray(ETA))
+        value, found = directional_derivative(spoilt, batch, asked, Update(ETA).ready())
         assert np.isfinite(np.asarray(found.loss)).tolist() == (chunk.rows == 0).tolist()
         assert np.isfinite(np.asarray(value[0])).tolist() == (chunk.rows == 0).tolist()

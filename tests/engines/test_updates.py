@@ -121,7 +121,19 @@ def test_second_moments_are_the_mean_of_squared_gradients(checkpoints, tmp_path,
 
 
 @pytest.mark.parametrize(
-    "kind", ["llama3_tied_gqa", "llama_all_biases_linear_rope", "qwen2", "gemma2", "olmo2", "phi3"]
+    "kind",
+    [
+        "llama3_tied_gqa",
+        "llama_all_biases_linear_rope",
+        "qwen2",
+        "mistral_window",
+        "qwen3",
+        "gemma2",
+        "gemma3",
+        "olmo2",
+        "phi3",
+        "granite",
+    ],
 )
 def test_finite_equals_a_copied_weights_step_and_tends_to_forward(checkpoints, kind):
     model = oracle.load_double(checkpoints[kind])

@@ -44,12 +44,9 @@ def test_config_spellings_of_transformers_4_and_5_are_the_same_model():
     assert read_config_of(RAW | {"rope_theta": 7.0}) == read_config_of(
         RAW | {"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}
     )
-    assert (
-        read_config_of(RAW | {"rope_scaling": {"type": "linear", "factor": 2.0}})
-        .kinds[0]
-        .rope.kind.factor
-        == 2.0
-    )
+    rope = read_config_of(RAW | {"rope_scaling": {"type": "linear", "factor": 2.0}}).kinds[0].rope
+    assert rope is not None
+    assert rope.kind == Default(10000.0, 2.0)
     assert read_config_of(RAW).attention.kv_heads == 4
     assert (
         read_config_of(RAW | {"num_key_value_heads": None, "head_dim": None}).attention.head_dim
@@ -63,7 +60,10 @@ def test_config_spellings_of_transformers_4_and_5_are_the_same_model():
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"model_type": "granite"}, "granite"),
+        ({"model_type": "unheard_of"}, "unheard_of"),
+        ({"num_attention_heads": 0}, "a value is of the wrong kind: .*zero"),
+        ({"rms_norm_eps": "small"}, "a value is of the wrong kind: .*'small'"),
+        ({"vocab_size": [3]}, "a value is of the wrong kind: .*list"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),

@@ -33,7 +33,7 @@ LONG = {"prompt": "How do I " + "bake " * 600, "prompt_label": "harmless"}
         (["--features=nowhere.txt"], ["'nowhere.txt' is neither ids nor a file"]),
         (["--target-ids", "40,649", "40"], ["not prefix-free"]),
         (["--target-ids", "40,x"], ["is not token ids"]),
-        (["--target-ids", "40,99999"], ["token 99999 is beyond the model's vocabulary"]),
+        (["--target-ids", "40,99999"], ["token 99999 is not in the model's vocabulary"]),
         (["--subset", "everyone"], ["unknown name 'everyone'"]),
         (["--subset", "random:999"], ["asks for 999"]),
         (["--max-length=12"], ["prompts.jsonl, row 1", "over max_length"]),
@@ -146,7 +146,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(files, tmp_path,
     fails(
         capsys,
         lambda: run(files | {"model": model}, tmp_path / "run"),
-        "is beyond the model's vocabulary of 300",
+        "is not in the model's vocabulary of 300",
     )
 
 

@@ -138,16 +138,16 @@ def pair_batch(
     scored = [scored_positions(pair, scope) for pair in items]
     laid = layout.lay([pair.ids for pair in items], shared)
     lanes, per_lane = laid.start.shape
-    room = layout.room([len(own) for own in scored])
+    room = layout.room([len(positions) for positions in scored])
     at, target = (np.zeros((lanes, room), np.int32) for _ in range(2))
     weight = np.zeros((lanes, per_lane, room))
     for lane in range(lanes):
         place = 0
         for row in range(per_lane):
-            pair, own = items[lane * per_lane + row], scored[lane * per_lane + row]
-            some = slice(place, place + len(own))
-            at[lane, some] = laid.start[lane, row] + own
-            target[lane, some] = np.asarray(pair.ids)[own + 1]
-            weight[lane, row, some] = 1 / len(own)
-            place += len(own)
+            pair, positions = items[lane * per_lane + row], scored[lane * per_lane + row]
+            some = slice(place, place + len(positions))
+            at[lane, some] = laid.start[lane, row] + positions
+            target[lane, some] = np.asarray(pair.ids)[positions + 1]
+            weight[lane, row, some] = 1 / len(positions)
+            place += len(positions)
     return PairBatch(laid.tokens, laid.packing, at, target, weight, shared=shared)

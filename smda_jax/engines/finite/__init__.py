@@ -33,6 +33,7 @@ class Finite(ChangesEngine):
                 job.optimiser,
                 scope=job.stepping.scope,
                 prompts=task.prompts,
+                residual=job.keep.residual,
                 progress=task.advance,
             )
         (own,) = steps.groups

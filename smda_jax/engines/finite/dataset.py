@@ -61,6 +61,7 @@ def finite_by_optimiser(
     *,
     scope: LossScope = "response",
     prompts: Int[np.ndarray, " prompt"] | None = None,
+    residual: bool = False,
     progress: Progress = silent,
 ) -> Delta:
     """True change of X and Y after one step of an optimiser on each pair, from the same weights.
@@ -77,6 +78,7 @@ def finite_by_optimiser(
             as the optimiser begins.
         scope: response, or all tokens.
         prompts: default all.
+        residual: whether the change of the residual stream is returned too.
         progress: told the share of the work just done.
     """
     e = evaluation
@@ -85,6 +87,8 @@ def finite_by_optimiser(
     shape = (len(tokens), len(chosen), len(e.feature_ids))
     x, z = (np.zeros(shape, e.h.dtype) for _ in range(2))
     y, h = np.zeros(shape[:2], e.h.dtype), e.h[chosen]
+    streams = np.concatenate([e.h[None], e.extra])[:, chosen]
+    dh = np.zeros((len(tokens), *streams.shape), e.h.dtype) if residual else None
     params: Any = e.model.params
     with numerics(e.model.dtype):
         state = optimiser.init(params) if state is None else state
@@ -99,8 +103,10 @@ def finite_by_optimiser(
         with numerics(e.h.dtype):
             dz, dx = true_change(e.encoder, jnp.asarray(h), jnp.asarray(after.h - h)[None])
         z[i], x[i], y[i] = np.asarray(dz[0]), np.asarray(dx[0]), after.y - e.y[chosen]
+        if dh is not None:
+            dh[i] = np.concatenate([np.asarray(after.h)[None], after.extra]) - streams
         progress(1 / len(tokens))
-    return Delta(z, x, y)
+    return Delta(z, x, y, dh)
 
 
 @program(Replicated(), Replicated(), Replicated(), static=("optimiser",))

@@ -154,7 +154,7 @@ def directional_derivative(
     rows = Chunk(np.arange(len(tokens)), layout)
     with numerics(stepping.model.dtype):
         batch = pair_batch(tokens, stepping.scope, layout, asking.shared)
-        args = (stepping.model.params, batch, query, stepping.update.eta)
+        args = (stepping.model.params, batch, query, stepping.update.ready())
         values, found = program.directional_derivative.run(*args)
     statistics = PairStatistics(*(rows.scatter(fetch(v)) for v in found))
     return rows.scatter(fetch(values), 1), statistics

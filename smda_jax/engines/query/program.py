@@ -89,7 +89,7 @@ def query(
     is what is pulled back.
     """
     encoder, weighting = weighted
-    own = params if weighting.y is not None else params.up_to(site.layer)
+    needed = params if weighting.y is not None else params.up_to(site.layer)
 
     def readouts(params: Params) -> Weighting:
         reading = read(params, batch, behaviour, site)
@@ -97,7 +97,7 @@ def query(
         z = None if weighting.z is None else pre_activation(encoder, h)
         return Weighting(z, None if weighting.y is None else jnp.asarray(reading.y))
 
-    values, pull = jax.vjp(readouts, own)
+    values, pull = jax.vjp(readouts, needed)
     cast = jax.tree.map(lambda w, v: jnp.asarray(w).astype(v.dtype), weighting, values)
     # One readout after the other: beside an axis of readouts, weights' gradients are products of
     # transposed copies.
@@ -134,13 +134,14 @@ def norms(query: Query) -> Float[Array, " readout"]:
 
 @program(Replicated(), Rows(), Replicated(), Replicated(), result=(Rows(1), Rows(0)))
 def directional_derivative(
-    params: Params, batch: PairBatch, query: Query, learning_rate: Float[Array, ""]
+    params: Params, batch: PairBatch, query: Query, update: Update
 ) -> tuple[Float[Array, "readout pair"], PairStatistics]:
-    """Change of a few readouts of every layer under every pair's plain step.
+    """Change of a few readouts of every layer under every pair's step.
 
-    It is `-η dL[i]/dε` at `θ + ε ∂f/∂θ`, a tangent, which goes forwards: nothing of a pair is kept
-    from layer to layer, and the tokens that all pairs share move the same way for all of them. Each
-    readout takes two thirds of a gradient; the gradient's norm stays unknown (NaN).
+    It is the step's rate times `dL[i]/dε` at `θ + ε ∂f/∂θ`, a tangent, which goes forwards: nothing
+    of a pair is kept from layer to layer, and the tokens that all pairs share move the same way for
+    all of them. Each readout takes two thirds of a gradient; the gradient's norm stays unknown
+    (NaN), so that the rate may not depend on it.
     """
 
     def change(q: Params) -> tuple[Array, Array]:
@@ -155,7 +156,8 @@ def directional_derivative(
         axes = g.map_parts(lambda _: 0, lambda _: 1)
         losses, slope = jax.vmap(change, (axes,), (None, 0))(g)
     statistics = PairStatistics(losses, jnp.full_like(losses, jnp.nan))
-    return -learning_rate.astype(slope.dtype) * slope, statistics
+    rate = update.rate(jnp.full_like(losses, jnp.nan))  # the norm is not known
+    return rate.astype(slope.dtype)[None] * slope, statistics
 
 
 @program(Replicated(), Rows(), Replicated(), Replicated(), result=(Rows(1), Rows(0)))
@@ -188,14 +190,14 @@ def _products(
         for op in config.table:
             x, delta = inputs[op.reads], deltas[op.name]
             if isinstance(op, Linear):
-                own = jnp.einsum("pso,psi->poi", delta, x).reshape(delta.shape[0], -1)
-                squares = squares + _total(dtype, "px,px->p", own, own)
+                formed = jnp.einsum("pso,psi->poi", delta, x).reshape(delta.shape[0], -1)
+                squares = squares + _total(dtype, "px,px->p", formed, formed)
             else:
-                own = scale_gradient(op, x, delta)
+                formed = scale_gradient(op, x, delta)
             for i, block in enumerate(blocks):
                 q = block[op.name]
                 flat = q.w.reshape(q.w.shape[0], -1)
-                products[i] = products[i] + _total(dtype, "mx,px->mp", flat, own)
+                products[i] = products[i] + _total(dtype, "mx,px->mp", flat, formed)
                 if q.b is not None:
                     bias = delta.sum(axis=1)
                     products[i] = products[i] + _total(dtype, "mo,po->mp", q.b, bias)

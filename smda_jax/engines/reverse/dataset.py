@@ -169,9 +169,9 @@ class _Descent:
     def _add_h(self, slots: Any, chunk: Chunk) -> None:
         """Starts the readouts of features of some slots."""
         assert isinstance(chunk.layout, Padded)
-        e, own = self.e, chunk.rows
+        e, some = self.e, chunk.rows
         size = devices().round_up(chunk.layout.size)
-        filled = np.pad(own, (0, size - len(own)), "edge")
+        filled = np.pad(some, (0, size - len(some)), "edge")
         rows = self.rows[slots.prompt[filled]]
         tokens = np.zeros((size, chunk.layout.width), np.int32)
         for i, n in enumerate(rows.tolist()):
@@ -183,11 +183,11 @@ class _Descent:
             direction = _directions(e.encoder, jnp.asarray(e.h[rows]), chosen)
         shape = {"pairs": self.pairs, "readouts": slots.feature.shape[1]}
         start = start_h.run(e.model.params.up_to(e.site.layer), tokens, **shape)
-        prompt, feature, real = slots.prompt[own], slots.feature[own], slots.real[own]
+        prompt, feature, real = slots.prompt[some], slots.feature[some], slots.real[some]
 
         def put(total: np.ndarray) -> None:
             where = np.repeat(prompt, feature.shape[1])[real.ravel()]
-            self.dz[:, where, feature[real]] = total[:, : len(own)][:, real]
+            self.dz[:, where, feature[real]] = total[:, : len(some)][:, real]
 
         reads = Reads(at, direction.astype(e.model.dtype))
         self.batches.append(_Batch(tokens, start, put, reads))
@@ -200,8 +200,8 @@ class _Descent:
         # Each device forms its own pairs' steps, where they can be shared out.
         shared_out = self.pairs % devices().round_up(1) == 0
         shared_out &= len(self.groups) == 1 or not devices().several
-        own = KeptOfLayer(matrices.args[1], matrices.args[1], Replicated())
-        placements = (Replicated(), (own,) * len(kept), Replicated())
+        placement = KeptOfLayer(matrices.args[1], matrices.args[1], Replicated())
+        placements = (Replicated(), (placement,) * len(kept), Replicated())
         form = matrices.placed(placements, MATRICES_OF_PAIRS)
         if not shared_out:
             form = matrices.placed((Replicated(),) * 3, Replicated())

@@ -17,6 +17,7 @@ FAMILIES = {
     "gemma2": "gemma2",
     "gemma3_text": "gemma3",
     "olmo2": "olmo2",
+    "granite": "granite",
     "phi3": "phi3",
 }
 
@@ -25,7 +26,8 @@ def read_config_of(raw: Mapping[str, Any], where: object = "config.json") -> Mod
     """The shape that a transformers-4 or -5 `config.json` describes.
 
     Raises:
-        InputError: a required key is missing, or a key asks for something that is not implemented.
+        InputError: a required key is missing, a value is of the wrong kind, or a key asks for
+            something that is not implemented.
     """
     reader = Reader(raw, where)
     kind = raw.get("model_type")
@@ -33,6 +35,10 @@ def read_config_of(raw: Mapping[str, Any], where: object = "config.json") -> Mod
         known = ", ".join(FAMILIES)
         raise InputError(where, f"model_type = {kind!r} is not implemented", f"one of {known}")
     family: Callable[[Reader], ModelConfig] = import_module(f"{__name__}.{FAMILIES[kind]}").read
-    config = family(reader)
+    try:
+        config = family(reader)
+    except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError) as error:
+        what = f"a value is of the wrong kind: {error}"
+        raise InputError(where, what, "the checkpoint's own config.json has it") from error
     reader.refuse_unread()
     return config

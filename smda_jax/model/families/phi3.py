@@ -20,18 +20,18 @@ def read_rope(reader: Reader, head_dim: int) -> Rope:
     """
     old, new = reader.get("rope_scaling"), reader.get("rope_parameters")
     key, raw = ("rope_scaling", old) if old else ("rope_parameters", new or {})
-    own = dict(raw)
-    share = own.pop("partial_rotary_factor", reader.get("partial_rotary_factor", 1.0))
-    theta = float(own.pop("rope_theta", reader.get("rope_theta", 10000.0)))
+    scaling = dict(raw)
+    share = scaling.pop("partial_rotary_factor", reader.get("partial_rotary_factor", 1.0))
+    theta = float(scaling.pop("rope_theta", reader.get("rope_theta", 10000.0)))
     # The key beside the rope always counts; where it is missing transformers takes 4096.
     original = reader.get("original_max_position_embeddings", 4096)
     lengths = Lengths(original, reader.get("max_position_embeddings", 4096))
-    kind = own.pop("rope_type", own.pop("type", "default"))
-    own.pop("type", None)
+    kind = scaling.pop("rope_type", scaling.pop("type", "default"))
+    scaling.pop("type", None)
     if kind != "default" and kind not in LONG:
         raise reader.refusal(key)
-    own["rope_type"] = "longrope" if kind in LONG else kind
-    rope = make_rope(own, Given(int(head_dim * share), theta, lengths))
+    scaling["rope_type"] = "longrope" if kind in LONG else kind
+    rope = make_rope(scaling, Given(int(head_dim * share), theta, lengths))
     if rope is None:
         raise reader.refusal(key)
     return rope

@@ -58,14 +58,14 @@ Maker = Callable[[Mapping[str, Any], Given], Rope | None]
 
 def make_rope(raw: Mapping[str, Any], given: Given) -> Rope | None:
     """A rope from its dictionary without theta; None if it is not implemented."""
-    own = {k: v for k, v in raw.items() if v is not None}
-    old = own.pop("type", "default")
-    kind = own.pop("rope_type", old)
+    given_keys = {k: v for k, v in raw.items() if v is not None}
+    old = given_keys.pop("type", "default")
+    kind = given_keys.pop("rope_type", old)
     if kind not in ROPES:
         return None
     needed, optional, make = ROPES[kind]
     known = needed | optional | {"factor", "original_max_position_embeddings"}
-    return make(own, given) if needed <= set(own) <= known else None
+    return make(given_keys, given) if needed <= set(given_keys) <= known else None
 
 
 def _default(p: Mapping[str, Any], given: Given) -> Rope:
@@ -94,8 +94,8 @@ def _yarn(p: Mapping[str, Any], given: Given) -> Rope | None:
 
     scaling = p.get("attention_factor")
     if scaling is None:
-        own, every = p.get("mscale"), p.get("mscale_all_dim")
-        scaling = gain(own) / gain(every) if own and every else gain()
+        single, every = p.get("mscale"), p.get("mscale_all_dim")
+        scaling = gain(single) / gain(every) if single and every else gain()
     fast, slow = float(p.get("beta_fast") or 32), float(p.get("beta_slow") or 1)
     ramp = Yarn(given.theta, factor, int(original), fast, slow, bool(p.get("truncate", True)))
     return Rope(ramp, given.dims, float(scaling))

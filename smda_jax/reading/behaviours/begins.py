@@ -2,16 +2,16 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from smda_jax.data.targets import REFUSALS, Targets
 from smda_jax.reading.behaviours import Options
 from smda_jax.reading.behaviours.contract import Seen
+from smda_jax.reading.behaviours.sequences import log_probabilities
 from smda_jax.reading.network import Model
-from smda_jax.runtime.precision import wide
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,11 @@ class Begins:
         return f"the answer begins with {shown}"
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """See `Behaviour`."""
+        return {"targets": [list(sequence) for sequence in self.targets.sequences]}
+
+    @property
     def histories(self) -> tuple[tuple[int, ...], ...]:
         """See `Behaviour`: each sequence but its last token; shared ones run once."""
         return self.targets.rows
@@ -49,14 +54,8 @@ class Begins:
 
     def value(self, seen: Seen) -> Float[Array, " prompt"]:
         """See `Behaviour`."""
-        (logits, _), (ids, real) = seen, self.targets.padded()
-        logp = jax.nn.log_softmax(logits.astype(wide(logits.dtype)), axis=-1)
-        logp = logp.reshape(-1, len(self.targets.rows), *logp.shape[1:])
-        rows = jnp.asarray(self.targets.row)[:, None]
-        steps = jnp.arange(self.targets.positions)[None]
-        per_token = logp[:, rows, steps, jnp.asarray(ids)]
-        per_token = jnp.where(jnp.asarray(real)[None], per_token, jnp.zeros_like(per_token))
-        return jax.nn.logsumexp(per_token.sum(axis=-1), axis=-1)
+        sequences = log_probabilities(self.targets, seen.logits)
+        return jax.nn.logsumexp(sequences, axis=-1)
 
 
 def make(model: Model, options: Options) -> Begins:

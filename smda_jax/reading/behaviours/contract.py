@@ -37,6 +37,7 @@ class Behaviour(Protocol):
         reads_stream: whether `value` looks at the stream at the SAE's site (a probe, a direction);
             engines leave out what that costs where it does not.
         shows_above: a prompt whose Y is higher shows the behaviour.
+        settings: what it was made of, as JSON, for the records of a run.
     """
 
     @property
@@ -71,6 +72,11 @@ class Behaviour(Protocol):
 
     @property
     def shows_above(self) -> float:
+        """See the class."""
+        ...
+
+    @property
+    def settings(self) -> dict[str, Any]:
         """See the class."""
         ...
 

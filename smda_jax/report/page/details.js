@@ -8,7 +8,7 @@ function showPair(p) {
     facts([
       `score ` +
       `${signed(p.score)}${between(p.score_low, p.score_high)}`,
-      known(p.mean_delta_y) && `mean ΔY ${signed(p.mean_delta_y)} nats`,
+      known(p.mean_delta_y) && `mean ΔY ${signed(p.mean_delta_y)} ${D.unit}`,
       `loss ${number(p.loss)}`,
       known(p.off_target_share) &&
         `off target ` +
@@ -199,7 +199,7 @@ function showCategory(g) {
       g.label,
       several(g.prompts, "prompt"),
       `${percent(g.refused)} refused`,
-      `mean Y ${signed(g.y)} nats`,
+      `mean Y ${signed(g.y)} ${D.unit}`,
       `policy ${signed(g.prediction)}`,
       `residual ${signed(g.residual)}`,
       known(g.gap) &&
@@ -216,7 +216,7 @@ function showCategory(g) {
           [
             ["feature_id", "feature", String],
             ["label", "label"],
-            ["carried", "carried, nats", signed],
+            ["carried", `carried, ${D.unit}`, signed],
           ],
           (c) => showFeature(c.feature_id),
           10,

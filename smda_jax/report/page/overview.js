@@ -13,7 +13,7 @@ function overview() {
     [number(test.r2, 2), held ? "R², held out" : "R², where it was fitted"],
     [
       gap ? number(gap.gap) : "–",
-      gap ? `nats: gap of ${gap.category}` : "no gap with enough prompts",
+      gap ? `${D.unit}: gap of ${gap.category}` : "no gap with enough prompts",
     ],
     [total ? `${t.unintended} / ${D.pairs_in_run}` : "–", "pairs act off target"],
     [
@@ -49,6 +49,7 @@ function overview() {
     "settings",
     Object.entries({
       engine_used: D.engine,
+      higher_y: D.raised,
       ...D.settings,
       ...D.versions,
       device: `${D.device.count} × ${D.device.kind}`,

@@ -44,7 +44,7 @@ function coefficients() {
         ],
         {
           yaxis: { autorange: "reversed" },
-          xaxis: { title: { text: "W, nats per unit of activation (pale: sign not stable)" } },
+          xaxis: { title: { text: `W, ${D.unit} per unit of activation (pale: sign not stable)` } },
         },
       );
       at.on("plotly_click", (e) => showFeature(f[e.points[0].pointNumber].feature_id));
@@ -140,7 +140,7 @@ function categories() {
         {
           barmode: "relative",
           yaxis: { autorange: "reversed" },
-          xaxis: { title: { text: "mean Y less that of the label's other prompts, nats" } },
+          xaxis: { title: { text: `mean Y less that of the label's other prompts, ${D.unit}` } },
         },
       );
       at.on("plotly_click", (e) => showCategory(rows[e.points[0].pointNumber]));

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
@@ -16,6 +17,7 @@ from smda_jax.runtime.devices import fetch
 from smda_jax.runtime.precision import numerics
 from smda_jax.sae.encoder import directions
 from smda_jax.steps.updates import offer
+from smda_jax.steps.updates.contract import Update
 
 
 class OwnPrompts(NamedTuple):
@@ -48,7 +50,8 @@ class Known(NamedTuple):
         shows: which prompts show the behaviour.
         gradient_norm: of every pair.
         mean_delta_y: of every pair.
-        first_order: whether the last is a derivative.
+        update: by which the pairs' steps were made.
+        first_order: whether mean_delta_y is a derivative.
     """
 
     evaluation: Evaluation
@@ -57,6 +60,7 @@ class Known(NamedTuple):
     shows: Bool[np.ndarray, " prompt"]
     gradient_norm: Float[np.ndarray, " pair"]
     mean_delta_y: Float[np.ndarray, " pair"]
+    update: Update
     first_order: bool
 
 
@@ -73,9 +77,8 @@ def baselines(
     dot = cosine = np.full(len(norm), np.nan)
     derivative = known.first_order and not np.isnan(known.mean_delta_y).all()
     if kind.along_gradient and derivative:
-        # A step's length over η is that of the gradient, or one.
-        length = norm if kind.unit_length else np.ones_like(norm)
-        dot = known.mean_delta_y / c.learning_rate * length
+        # The step is the gradient times this factor, and the change a product with the step.
+        dot = known.mean_delta_y / -fetch(known.update.rate(jnp.asarray(norm)))
         cosine = dot / (norm * _mean_y_gradient(e, folder))
     h, prompts = known.own.h.astype(np.float64), e.h.astype(np.float64)
     behind = prompts[known.shows] if known.shows.any() else prompts

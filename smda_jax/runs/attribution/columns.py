@@ -1,7 +1,7 @@
 """What every column of the tables of a run means: unit, sign, when it is empty. The page shows
 this; nothing repeats it.
 
-Signs: Y is a log-probability (nats, below zero); `delta_*` is the change after one step on the
+Signs: higher Y is more of the behaviour; `delta_*` is the change after one step on the
 pair, so that a positive mean_delta_y says that the step makes the behaviour likelier. `score` is
 positive where the step moves the policy along itself.
 """
@@ -25,9 +25,8 @@ COLUMNS: dict[str, dict[str, str]] = {
         "score_low": _INTERVAL,
         "score_high": _INTERVAL,
         "score_sign_stability": _STABILITY,
-        "mean_delta_y": "mean ΔY over the evaluation prompts, nats; positive: the behaviour "
-        "becomes likelier. Empty "
-        "where only scores were kept",
+        "mean_delta_y": "mean ΔY over the evaluation prompts, in Y's unit; positive: the "
+        "behaviour becomes likelier. Empty where only scores were kept",
         "mean_delta_y_low": _INTERVAL,
         "mean_delta_y_high": _INTERVAL,
         "loss": "mean cross-entropy of the scored tokens, nats per token",
@@ -84,9 +83,9 @@ COLUMNS: dict[str, dict[str, str]] = {
         "prompt_id": _PROMPT,
         "label": "harmful or harmless, as given",
         "category": "as given",
-        "refused": "as given, else Y > log ½",
-        "y": "log-probability of the behaviour, nats",
-        "prediction": "of the policy fitted to all prompts, XW, nats",
+        "refused": "as given, else whether Y shows the behaviour; of begins, Y > log ½",
+        "y": "the behaviour, in its unit; of begins, log-probability in nats",
+        "prediction": "of the policy fitted to all prompts, XW, in Y's unit",
         "active_features": "chosen features active on the prompt",
         "prompt": "text; empty with --redact",
     },
@@ -94,7 +93,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "subset": "evaluation subset that the policy is fitted to",
         "pair_id": _PAIR,
         "feature_id": "of the SAE",
-        "delta_w_x": "change of W[k] through feature activations, nats per unit of activation",
+        "delta_w_x": "change of W[k] through feature activations, Y's unit per unit of activation",
         "delta_w_y": "change of W[k] through output probabilities, same unit",
         "delta_w": "their sum",
         "contribution": "W[k] ΔW[k]; adds up to the score",
@@ -112,7 +111,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "feature_id": "of the SAE",
         "label": "from --feature-labels",
         "link": "the feature's page (--neuronpedia)",
-        "weight": "W[k], nats per unit of activation; positive: the behaviour is likelier",
+        "weight": "W[k], Y's unit per unit of activation; positive: the behaviour is likelier",
         "weight_low": _INTERVAL,
         "weight_high": _INTERVAL,
         "sign_stability": _STABILITY,
@@ -130,11 +129,11 @@ COLUMNS: dict[str, dict[str, str]] = {
         "prompts": "in the category",
         "others": "prompts of the same label outside it, which it is compared with",
         "refused": "share that is refused",
-        "y": "mean Y, nats",
-        "prediction": "mean XW, nats",
-        "residual": "mean Y − XW, nats; negative: refused less than the policy says",
+        "y": "mean Y, in Y's unit",
+        "prediction": "mean XW, in Y's unit",
+        "residual": "mean Y − XW, in Y's unit; negative: refused less than the policy says",
         "gap": (
-            "mean Y less that of the others, nats; negative: the behaviour passes it over. "
+            "mean Y less that of the others, in Y's unit; negative: the behaviour passes it over. "
             "Empty without others"
         ),
         "y_low": _OF_CATEGORY,
@@ -148,7 +147,8 @@ COLUMNS: dict[str, dict[str, str]] = {
         "category": "of prompts",
         "feature_id": "of the SAE",
         "carried": (
-            "W[k] (mean X[k] in the category − in the others), nats; adds up to the predicted gap"
+            "W[k] (mean X[k] in the category − in the others), in Y's unit; adds up to the "
+            "predicted gap"
         ),
     },
     "landing.parquet": {
@@ -220,12 +220,12 @@ SWEEP_COLUMNS: dict[str, dict[str, str]] = {
         "n_pairs": "pairs its figures speak of",
         "r2": "of the policy on the prompts it is fitted to",
         "r2_held_out": "of a fit without them on the run's held-out prompts among its own",
-        "norm_w": "length of W, nats per unit of activation",
+        "norm_w": "length of W, Y's unit per unit of activation",
         "mean_score": "of its pairs",
         "std_score": "of its pairs",
         "median_score": "of its pairs; with [label]: of those of the class",
         "positive_share": "share of its pairs with a score above 0",
-        "mean_delta_y": "over prompts and pairs, nats",
+        "mean_delta_y": "over prompts and pairs, in Y's unit",
         "delta_x_share": "share of Σ|W ΔW_X| + |W ΔW_Y| that goes through feature activations",
         "pairs_rank_correlation": "Spearman's ρ of its scores with those of the run's own settings",
         "top_pairs_overlap": (

@@ -39,10 +39,10 @@ class Confidence:
         """Of every class's median score (arrays of one); a resample draws the class's pairs too."""
         rng, out = np.random.default_rng([seed, 1]), {}
         for name in dict.fromkeys(labels):
-            own = np.flatnonzero([x == name for x in labels])
-            drawn = own[rng.integers(0, len(own), (len(self.scores), len(own)))]
+            in_class = np.flatnonzero([x == name for x in labels])
+            drawn = in_class[rng.integers(0, len(in_class), (len(self.scores), len(in_class)))]
             draws = np.median(np.take_along_axis(self.scores, drawn, axis=1), axis=1, keepdims=True)
-            out[name or "unlabelled"] = interval(draws, np.median(score[own], keepdims=True))
+            out[name or "unlabelled"] = interval(draws, np.median(score[in_class], keepdims=True))
         return out
 
     @staticmethod
@@ -88,13 +88,13 @@ class Resampled:
         Raises:
             InputError: a resample has no policy (α = 0, and dependent features in it).
         """
-        own, weights = policy.rows, resamples(len(policy.rows), count, seed)
-        refits = refit(X[own], Y[own], policy.alpha, weights)
+        rows, weights = policy.rows, resamples(len(policy.rows), count, seed)
+        refits = refit(X[rows], Y[rows], policy.alpha, weights)
         singular = int((~np.isfinite(np.asarray(refits.W)).all(axis=1)).sum())
         if singular:
             why = f"XᵀX + {policy.alpha:g}·I cannot be factored in {singular} of {count} resamples"
             raise InputError("bootstrap", why, "a larger --alpha, or --bootstrap 0")
-        return cls(X[own], policy, refits, [], [], [], [], [], [])
+        return cls(X[rows], policy, refits, [], [], [], [], [], [])
 
     def add(
         self,
@@ -104,9 +104,9 @@ class Resampled:
         at: Int[np.ndarray, " pair"],
     ) -> None:
         """A block of pairs, whose rows are `at`, and their shifts in all prompts."""
-        own = self.policy.rows
+        rows = self.policy.rows
         for draws, value in zip(
-            shifts(self.X, self.refits, delta_x[:, own], delta_y[:, own]), delta_w, strict=True
+            shifts(self.X, self.refits, delta_x[:, rows], delta_y[:, rows]), delta_w, strict=True
         ):
             found = interval(draws, value)
             self.low.append(found.low)
@@ -114,7 +114,7 @@ class Resampled:
             self.stability.append(found.sign_stability)
             self.scores.append(np.einsum("rk,rk->r", np.asarray(self.refits.W), draws))
         weights = np.asarray(self.refits.weights)
-        self.mean_dys += list((weights @ delta_y[:, own].T.astype(np.float64) / len(own)).T)
+        self.mean_dys += list((weights @ delta_y[:, rows].T.astype(np.float64) / len(rows)).T)
         self.rows += at.tolist()
 
     def finish(

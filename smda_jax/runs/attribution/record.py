@@ -13,7 +13,8 @@ from smda_jax.runs.config import Attribute
 from smda_jax.runs.inputs.load import Inputs
 
 CONVENTIONS = (
-    "delta_*: change after one step -learning_rate*gradient on the pair; delta_y and y in nats; "
+    "delta_*: change after one step -learning_rate*gradient on the pair; y and delta_y in the "
+    "behaviour's unit; "
     "contribution = W*delta_w; score = sum of contributions, positive where the step moves the "
     "policy along itself"
 )
@@ -59,6 +60,7 @@ def record_of(config: Attribute, inputs: Inputs) -> tuple[str, dict[str, Any]]:
             "name": behaviour.name,
             "unit": behaviour.unit,
             "raised": behaviour.raised,
+            **behaviour.settings,
         },
         "conventions": CONVENTIONS,
         "prompts": len(inputs.prompts),

@@ -34,7 +34,7 @@ class Found:
 
 def results(run: Found) -> Summary:
     """Decomposes every pair's effect on the policies, writes the tables and sums up."""
-    c, inputs, own, policies = run.config, run.inputs, run.own, run.policies
+    c, inputs, own_prompts, policies = run.config, run.inputs, run.own, run.policies
     e, folder = run.blocks.job.evaluation, run.blocks.folder
     prompts, pairs = inputs.prompts, inputs.pairs
     Y, refused = e.y.astype(np.float64), observed(prompts, e)
@@ -45,12 +45,13 @@ def results(run: Found) -> Summary:
         file = "policy.json" if name == "all" else f"policies/{name}.json"
         folder.write_json(file, policy_json(run, name, policy, shift.confidence.get(name)))
     first_order = run.blocks.engine.offer.first_order
-    known = Known(e, own, W, refused, shift.norm, shift.mean_dy, first_order)
+    update = run.blocks.job.stepping.update
+    known = Known(e, own_prompts, W, refused, shift.norm, shift.mean_dy, update, first_order)
     simple = {"mean_delta_y": shift.mean_dy, "loss": shift.loss, "gradient_norm": shift.norm}
     simple |= baselines(c, inputs, known, folder)
     found = gaps(e.x, Y, W, refused, prompts.category, prompts.label, seed=c.seed)
     geometry: dict[str, Geometry] = {}
-    f = tables.Figures(c, inputs, e, own.active, W, refused, score, simple, whole, sure)
+    f = tables.Figures(c, inputs, e, own_prompts.active, W, refused, score, simple, whole, sure)
     written = {
         "prompts.parquet": tables.prompt_table(f),
         "pairs.parquet": tables.pair_table(f),
@@ -118,7 +119,6 @@ def policy_json(
 ) -> dict[str, Any]:
     """A policy in the interchange format of the authors' release, intervals in its metadata."""
     c, e = run.config, run.blocks.job.evaluation
-    targets = getattr(e.behaviour, "targets", None)
     metadata = {
         "subset": subset,
         "model": c.model,
@@ -127,7 +127,7 @@ def policy_json(
         "layer": e.site.layer,
         "encoder": c.encoder,
         "behaviour": e.behaviour.name,
-        "targets": [] if targets is None else [list(s) for s in targets.sequences],
+        **e.behaviour.settings,
         "chat_date": c.chat_date,
     }
     intervals = {}
@@ -180,13 +180,13 @@ def _shifts(run: Found) -> Shifts:
         if found.changes is not None and c.bootstrap and not drawn:
             args = (c.bootstrap, c.seed)
             drawn = {name: Resampled.of(X, Y, p, *args) for name, p in policies.items()}
-        for i, (name, own) in enumerate(influence.items()):
-            own.delta_w_x[at], own.delta_w_y[at] = found.delta_w_x[i], found.delta_w_y[i]
+        for i, (name, shift_of) in enumerate(influence.items()):
+            shift_of.delta_w_x[at], shift_of.delta_w_y[at] = found.delta_w_x[i], found.delta_w_y[i]
             if found.changes is not None and name in drawn:
                 delta_w = found.delta_w_x[i] + found.delta_w_y[i]
                 drawn[name].add(*found.changes, delta_w, at)
     score |= {name: i.score for name, i in influence.items()}
-    confidence = {name: own.finish(score[name], mean_dy) for name, own in drawn.items()}
+    confidence = {name: shift_of.finish(score[name], mean_dy) for name, shift_of in drawn.items()}
     return Shifts(loss, norm, mean_dy, score, influence, confidence)
 
 
@@ -204,8 +204,8 @@ def _planted_auc(
     planted = np.array([bool(p) for p in pairs.planted])
     found: dict[str, dict[str, float]] = {}
     for label in dict.fromkeys(pairs.label):
-        own = np.array([x == label for x in pairs.label])
-        if label is None or not planted[own].any():
+        in_class = np.array([x == label for x in pairs.label])
+        if label is None or not planted[in_class].any():
             continue
         sign = -1 if label.endswith("refusal") else 1
         figures = {
@@ -215,6 +215,7 @@ def _planted_auc(
         }
         known = {name: value for name, value in figures.items() if not np.isnan(value).all()}
         found[label] = {
-            name: separation_auc(value[own], planted[own]) for name, value in known.items()
+            name: separation_auc(value[in_class], planted[in_class])
+            for name, value in known.items()
         }
     return found

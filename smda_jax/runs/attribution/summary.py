@@ -81,12 +81,12 @@ class Summary:
             else self.confidence.classes(self.pair_labels, self.score, self.seed),
         )
         for label in dict.fromkeys(self.pair_labels):
-            own, name = np.array([x == label for x in self.pair_labels]), label or "unlabelled"
-            off = self.off_target[own & ~np.isnan(self.off_target)]
+            in_class, name = np.array([x == label for x in self.pair_labels]), label or "unlabelled"
+            off = self.off_target[in_class & ~np.isnan(self.off_target)]
             out[name] = {
-                "pairs": int(own.sum()),
-                "flagged": int(self.flagged[own].sum()),
-                "median_score": float(np.median(self.score[own])),
+                "pairs": int(in_class.sum()),
+                "flagged": int(self.flagged[in_class].sum()),
+                "median_score": float(np.median(self.score[in_class])),
                 **(
                     {}
                     if name not in sure
@@ -95,9 +95,9 @@ class Summary:
                         "median_score_high": float(sure[name].high[0]),
                     }
                 ),
-                "mean_delta_y": float(self.mean_delta_y[own].mean()),
-                "delta_x_share": float((x / total)[own].mean()),
-                "delta_y_share": float((y / total)[own].mean()),
+                "mean_delta_y": float(self.mean_delta_y[in_class].mean()),
+                "delta_x_share": float((x / total)[in_class].mean()),
+                "delta_y_share": float((y / total)[in_class].mean()),
                 "off_target_share": float(off.mean()) if len(off) else np.nan,
             }
         return out

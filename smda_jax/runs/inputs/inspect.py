@@ -72,7 +72,8 @@ def _describe(path: str, command: Inspect) -> tuple[Any, str]:
             return None, f"policy: {len(policy['feature_ids'])} features, α {policy.get('alpha')}"
     if (local / "run.json").is_file():
         return None, _describe_run(local)
-    if is_sae(local):
+    names_a_folder = ":" in path.removeprefix("hub:") and not path.startswith("hub:")
+    if is_sae(local) or (names_a_folder and not local.exists()):
         sae = load_sae(path, allow_pickle=command.allow_pickle)
         where = (
             f"{sae.site} of layer {sae.layer}"

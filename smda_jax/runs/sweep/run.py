@@ -55,18 +55,20 @@ def sweep(config: Sweep, console: Console | None = None) -> Path:
     out = config.out.expanduser().absolute()
     _claim(out, reference, grid)
     of_pass = [list(_jobs(options, reference, grid)) for options in grid.passes()]
-    jobs = [job for own in of_pass for job in own]
+    jobs = [job for of_one in of_pass for job in of_one]
     # A further pass is run by one machine alone; of the run's own the parts are shared out.
     shares = of_pass if grid.needs_passes else [[job] for job in jobs]
-    own = [job for i, some in enumerate(shares) if i % share[1] == share[0] for job in some]
+    assigned = [job for i, some in enumerate(shares) if i % share[1] == share[0] for job in some]
     wanted = (*config.tables, "sweep")
     missing = [
         job
-        for job in own
+        for job in assigned
         if not all((out / "parts" / f"{t}-{job.name}.parquet").exists() for t in wanted)
     ]
-    if len(missing) < len(own):
-        console.print(f"continuing: {len(own) - len(missing)} of {len(own)} parts are done")
+    if len(missing) < len(assigned):
+        console.print(
+            f"continuing: {len(assigned) - len(missing)} of {len(assigned)} parts are done"
+        )
     caches: dict[str, Cache] = {}
     standard = standard_of(reference)
     for job in track(missing, "cells", console=console, disable=len(missing) < 2):
@@ -167,13 +169,13 @@ def _answers(
     held_out[stratified_split(parts, cache.config.test_fraction, cache.config.seed)[1]] = True
     tables: dict[str, list[pa.Table]] = {name: [] for name in wanted}
     for gate, threshold in dict.fromkeys((w["gate"], w["threshold"]) for w in job.weightings):
-        own = [w for w in job.weightings if (w["gate"], w["threshold"]) == (gate, threshold)]
+        alike = [w for w in job.weightings if (w["gate"], w["threshold"]) == (gate, threshold)]
         X, delta_x = activations(cache, gate, threshold)
-        weights = np.stack([weights_of(cache, w["subset"], w["bootstrap"]) for w in own])
+        weights = np.stack([weights_of(cache, w["subset"], w["bootstrap"]) for w in alike])
         sums = accumulate(X, Y, delta_x, cache.delta_y, weights)
         nobody = np.zeros((1, *X.shape)), np.zeros((1, len(Y)))  # fits alone are asked of these
         parts = [accumulate(X, Y, *nobody, weights * inside) for inside in (~held_out, held_out)]
-        for i, weighting in enumerate(own):
+        for i, weighting in enumerate(alike):
             found = answer(sums.at(i), asked)
             if not np.isfinite(found.W).all():
                 bad = names[int(np.argmin(np.isfinite(found.W).all(axis=1)))]

@@ -60,7 +60,12 @@ def load(source: str | Path, dtype: Any = jnp.float32, *, allow_pickle: bool = F
                 raise InputError(
                     folder / form.file, "is a pickle, which is not read unasked", remedy
                 )
-            return import_module(f"{__name__}.{form.module}").read(folder, dtype)
+            read = import_module(f"{__name__}.{form.module}").read
+            try:
+                return read(folder, dtype)
+            except (TypeError, ValueError, AttributeError, LookupError) as error:
+                what = f"is not what an SAE of {form.module} looks like: {error!r}"
+                raise InputError(folder / form.file, what, "was it saved whole?") from error
     names = [form.file for form in FORMATS]
     what = f"holds no {', '.join(names[:-1])} or {names[-1]}"
     raise InputError(folder, what, "give the SAE's own folder")

@@ -87,7 +87,8 @@ class Tensors:
         """Those of a safetensors file. Raises InputError: it cannot be read."""
         try:
             with safe_open(path, framework="numpy") as file:
-                return cls(path, {name: file.get_tensor(name) for name in file.keys()}, dtype)  # noqa: SIM118
+                names = file.keys()
+                return cls(path, {name: file.get_tensor(name) for name in names}, dtype)
         except (SafetensorError, OSError) as error:
             raise InputError(
                 path, f"not a readable safetensors file: {error}", "fetch it again"

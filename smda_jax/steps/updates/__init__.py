@@ -18,16 +18,14 @@ class Offer:
         name: of the update.
         module: of this package, which has a function `prepare(model, tokens, scope, rate)` that
             returns the update.
-        along_gradient: whether a step points along the pair's own gradient, so that a first-order
-            change divided by the step's length is a product with the gradient.
-        unit_length: whether that step has the length η, whatever the gradient's.
+        along_gradient: whether a step is the pair's own gradient times the update's `rate`, so
+            that a first-order change divided by it is a product with the gradient.
         first_order: whether a step is linear in the gradient, as the first-order engines need.
     """
 
     name: str
     module: str
     along_gradient: bool = False
-    unit_length: bool = False
     first_order: bool = True
 
     def prepare(self, *args: Any) -> Any:
@@ -39,7 +37,7 @@ UPDATES = {
     offer.name: offer
     for offer in (
         Offer("sgd", "plain", along_gradient=True),
-        Offer("normalised", "normalised", along_gradient=True, unit_length=True),
+        Offer("normalised", "normalised", along_gradient=True),
         Offer("adam", "diagonal"),
     )
 }

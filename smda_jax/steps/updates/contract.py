@@ -22,10 +22,11 @@ from smda_jax.steps.injection import (
 class Update:
     """What a pair's loss gradient g becomes: here the plain step `-η g`.
 
-    An update is asked in three ways, which have to agree: for the factor of each pair's gradient
-    (`rate`), for what becomes of each operation's step in factored or merged form (`linear`,
-    `scale`, `final_norm`, `embed`, `unembed`), and for what becomes of a query that is pulled back
-    to the parameters (`pull`: the transpose of the others, `⟨P(g), q⟩ = ⟨g, pull(q)⟩`).
+    An update is a factor for each pair (`rate`) and one linear map P of gradients, which is
+    written twice: operation by operation, on steps in factored form (`linear`, `scale`,
+    `final_norm`, `embed`, `unembed`), and transposed, on a gradient in full (`pull`:
+    `⟨P(g), q⟩ = ⟨g, pull(q)⟩`). Engines forward, reverse and finite use the first, query the
+    second; tests hold them together.
 
     Attributes:
         learning_rate: η. One that is too large for the passes is infinite there, and its steps
@@ -34,10 +35,8 @@ class Update:
 
     learning_rate: Float[Array, ""] | float
 
-    # Whether `rate` depends on the gradient's norm, so that it has to be known.
+    # Whether `rate` depends on the gradient's norm; if not it may be given NaN.
     needs_norm: ClassVar[bool] = False
-    # Whether gradients are formed, so that a query is not asked along a tangent.
-    preconditions: ClassVar[bool] = False
 
     @property
     def eta(self) -> Float[Array, ""]:
@@ -78,5 +77,9 @@ class Update:
         return step
 
     def pull(self, query: Params) -> Params:
-        """A query's gradient; of leaves with a functional axis first, second in the blocks."""
+        """Pᵀ of a query's gradient.
+
+        Leaves have the readout axis first; in the blocks the layer axis is first and the readout
+        axis second.
+        """
         return query

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,17 +43,15 @@ class Diagonal(Update):
 
     factor: Params
 
-    preconditions: ClassVar[bool] = True
-
     def blocks(self) -> Any:
         """See `Update`."""
         return self.factor.blocks
 
     def linear(self, part: Any, op: Linear, step: LinearStep) -> MergedStep:
         """See `Update`."""
-        own, merged = part[op.name], step.merged()
-        bias = None if merged.b is None else merged.b * own.b
-        return MergedStep(merged.w * own.w.T, bias)
+        factor, merged = part[op.name], step.merged()
+        bias = None if merged.b is None else merged.b * factor.b
+        return MergedStep(merged.w * factor.w.T, bias)
 
     def scale(self, part: Any, op: Scale, g: Float[Array, " width"]) -> Float[Array, " width"]:
         """See `Update`."""
@@ -69,8 +67,8 @@ class Diagonal(Update):
 
     def unembed(self, step: UnembedStep) -> ScaledUnembedStep:
         """See `Update`."""
-        own = self.factor.unembed
-        return ScaledUnembedStep(step, self.factor.embed if own is None else own)
+        unembed = self.factor.unembed
+        return ScaledUnembedStep(step, self.factor.embed if unembed is None else unembed)
 
     def pull(self, query: Params) -> Params:
         """See `Update`."""
@@ -110,8 +108,8 @@ def adam_factor(
         layout = Padded(chunk.layout.width, size)
         batch = pair_batch([tokens[i] for i in chunk.rows], scope, layout)
         weight = jnp.asarray((np.arange(size) < len(chunk.rows)) / len(tokens))
-        own = _mean_squares.run(model.params, batch, weight)
-        total[:] = [jax.tree.map(jnp.add, total[0], own) if total else own]
+        part = _mean_squares.run(model.params, batch, weight)
+        total[:] = [jax.tree.map(jnp.add, total[0], part) if total else part]
 
     with numerics(model.dtype):
         budget = padding_budget(model.config.flop_per_token, 3)
