@@ -26,7 +26,14 @@ import smda_jax as smda
 from smda_jax.data.batch.batches import pair_batch, prompt_batch
 from smda_jax.engines.finite.program import finite
 from smda_jax.engines.forward.program import forward
-from smda_jax.engines.query.program import Weighted, Weighting, finish, inner_products, query
+from smda_jax.engines.query.program import (
+    Weighted,
+    Weighting,
+    directional_derivative,
+    finish,
+    inner_products,
+    query,
+)
 from smda_jax.model import checkpoint
 from smda_jax.pytree import pytree
 from smda_jax.reading.site import Site
@@ -57,23 +64,35 @@ class NormalisedDiagonal(Diagonal):
         return super().rate(norm) / norm
 
 
-@pytest.mark.parametrize(
-    "kind", ["llama3_tied_gqa", "llama_all_biases_linear_rope", "qwen2", "gemma3"]
-)
-def test_preconditioned_and_normalised_steps_equal_moved_weights(checkpoints, kind, tmp_path):
-    """The oracle's direction is its own gradient, multiplied entry by entry, over its norm."""
-    r = np.random.default_rng(7)
-    model = oracle.load_double(checkpoints[kind])
+@pytree
+class HalfOfLong(Update):
+    """An update of one's own: half of the step where the gradient is longer than 9."""
+
+    needs_norm = True
+
+    def rate(self, norm):
+        return super().rate(norm) * jnp.where(norm > 9, 0.5, 1.0)
+
+
+@pytree
+class Twice(Update):
+    """One whose factor needs no norm, so that readouts may be asked along tangents."""
+
+    def rate(self, norm):
+        return 2 * super().rate(norm)
+
+
+def equals_moved_weights(folder, update, step_of):
+    """Holds first-order engines under an update against the oracle's steps.
+
+    `step_of` makes a step, less -η, of a gradient by parameter name and of its norm.
+    """
+    r, model = np.random.default_rng(11), oracle.load_double(folder)
     prompts, pairs = tokens(model.config.vocab_size)
     places = [(p.ids, p.read_at) for p in prompts]
-    # Drawn by checkpoint name, so that both sides have the same preconditioner without sharing its
-    # layout.
     names = [name for name, _ in model.named_parameters()]
-    P = {name: r.uniform(0.5, 2.0, tuple(p.shape)) for name, p in model.named_parameters()}
     with numerics("float64"):
-        params = checkpoint.load(checkpoints[kind], "float64")
-        factor = shaped_like_parameters(checkpoints[kind], P, tmp_path)
-        update = NormalisedDiagonal(ETA, factor).ready()
+        params, update = checkpoint.load(folder, "float64"), update.ready()
         batch = prompt_batch(prompts, HISTORIES, POSITIONS, padded(prompts, 12), 4)
         features = jnp.asarray(r.normal(size=(params.config.hidden, 2)))
         weighting = Weighting(None, np.ones((1, 3)))
@@ -84,7 +103,8 @@ def test_preconditioned_and_normalised_steps_equal_moved_weights(checkpoints, ki
         for pair in pairs:
             _, g = oracle.gradient(model, pair.ids, pair.response)
             norm = sum(float((x**2).sum()) for x in g) ** 0.5
-            step = [torch.as_tensor(P[name]) * x / norm for name, x in zip(names, g, strict=True)]
+            named = step_of(dict(zip(names, g, strict=True)), norm)
+            step = [named[name] for name in names]
             eps = 2e-3 / sum(float((x**2).sum()) for x in step) ** 0.5
             dh, dy = oracle.derivative(model, step, places, SITE, SEQUENCES, eps=eps)
             both.append((-ETA * dh, -ETA * dy))
@@ -100,6 +120,39 @@ def test_preconditioned_and_normalised_steps_equal_moved_weights(checkpoints, ki
         close(back.z, dh @ np.asarray(features), 1e-6)
         (value,), _ = inner_products(params, block, (q,), update)
         close(value[0], dy.sum(1), 1e-6)
+        if not update.needs_norm:
+            value, _ = directional_derivative(params, block, q, update)
+            close(value[0], dy.sum(1), 1e-6)
+
+
+@pytest.mark.parametrize(
+    "kind", ["llama3_tied_gqa", "llama_all_biases_linear_rope", "qwen2", "gemma3"]
+)
+def test_preconditioned_and_normalised_steps_equal_moved_weights(checkpoints, kind, tmp_path):
+    """The oracle's direction is its own gradient, multiplied entry by entry, over its norm."""
+    r, model = np.random.default_rng(7), oracle.load_double(checkpoints[kind])
+    # Drawn by checkpoint name, so that both sides have the same preconditioner without sharing its
+    # layout.
+    P = {name: r.uniform(0.5, 2.0, tuple(p.shape)) for name, p in model.named_parameters()}
+    with numerics("float64"):
+        update = NormalisedDiagonal(ETA, shaped_like_parameters(checkpoints[kind], P, tmp_path))
+
+    def step_of(g, norm):
+        return {name: torch.as_tensor(P[name]) * x / norm for name, x in g.items()}
+
+    equals_moved_weights(checkpoints[kind], update, step_of)
+
+
+@pytest.mark.parametrize(
+    ("update", "factor"),
+    [(HalfOfLong(ETA), lambda norm: 0.5 if norm > 9 else 1.0), (Twice(ETA), lambda norm: 2.0)],
+    ids=["half of long", "twice"],
+)
+def test_a_rate_of_ones_own_equals_moved_weights(checkpoints, update, factor):
+    def step_of(g, norm):
+        return {name: factor(norm) * x for name, x in g.items()}
+
+    equals_moved_weights(checkpoints["llama_untied_mha"], update, step_of)
 
 
 @pytest.mark.parametrize(

@@ -190,6 +190,25 @@ def test_what_an_sae_cannot_be_is_refused(tmp_path, config, tensors, message):
         load(tmp_path)
 
 
+@pytest.mark.parametrize("content", [[1, 2], {"encoder.weight": 3}, {"encoder.weight": [1.0]}])
+def test_a_pickle_of_something_else_is_one_line(tmp_path, content):
+    import torch
+
+    torch.save(content, tmp_path / "ae.pt")
+    (tmp_path / "config.json").write_text('{"trainer": {"dict_class": "AutoEncoder"}}')
+    with pytest.raises(InputError, match=r"ae\.pt"):
+        load(tmp_path, allow_pickle=True)
+
+
+@pytest.mark.parametrize("config", ["[]", "{}", "[1]", '{"d_in": "many"}'])
+def test_a_config_of_something_else_is_one_line(tmp_path, config):
+    for name in ("standard", "layers.6"):
+        shutil.copytree(FIXTURES / name, tmp_path / name)
+        (tmp_path / name / "cfg.json").write_text(config)
+        with pytest.raises(InputError, match=name):
+            load(tmp_path / name)
+
+
 def test_missing_saes_are_refused(tmp_path):
     with pytest.raises(InputError, match="holds no sae_weights"):
         load(tmp_path)
