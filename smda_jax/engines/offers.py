@@ -18,7 +18,8 @@ class Keep:
         coefficients: at least every coefficient's shift.
         inactive: also the changes of features that are not active on a prompt.
         residual: also the change of the residual stream.
-        with_open_gate: what takes its place where the gate is open; itself for most.
+        with_open_gate: the keep that is taken instead under `--gate off`, where inactive features
+            count too; empty if this one will do.
     """
 
     name: KeepName

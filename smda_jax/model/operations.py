@@ -10,11 +10,11 @@ from enum import Enum
 
 
 class Reach(Enum):
-    """At which tokens an operation matters to a stream that is read at one token of its block."""
+    """At which tokens an operation has an effect on a stream that is read at one token."""
 
     EVERY_TOKEN = "every token"  # it feeds keys or values, which later tokens attend to
-    QUERY = "query"  # it feeds the queries: it runs at every token, and matters at the one read
-    READ_TOKEN = "read token"  # it comes after attention: it runs, and matters, at the one read
+    QUERY = "query"  # it feeds the queries: computed at every token, with an effect at the read one
+    READ_TOKEN = "read token"  # it comes after attention: computed at the read token alone
 
 
 class Split(Enum):

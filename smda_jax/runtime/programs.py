@@ -15,9 +15,10 @@ import jax
 from smda_jax.runtime.devices import ROWS, Replicated, Summed, devices
 from smda_jax.runtime.memory import TooLargeError, memory_limit
 
-COMPILE_SECONDS = 2.0  # that a program takes to compile, about
-RATE = {"cpu": 1e11}  # operations per second that it then does, about; elsewhere:
-RATE_ELSEWHERE = 2e14
+# Rough figures that say how much padding is cheaper than one more program.
+COMPILE_SECONDS = 2.0  # to compile one program
+RATE = {"cpu": 1e11}  # floating-point operations per second, by platform
+RATE_ELSEWHERE = 2e14  # of any other platform
 # A CPU's program takes hundreds of memory mappings, and Linux grants a process 65,530.
 PROGRAMS_ON_CPU = 64
 

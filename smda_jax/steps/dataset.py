@@ -45,7 +45,8 @@ class Steps(NamedTuple):
     Attributes:
         groups: in groups of like length, one after the other.
         statistics: of the pairs, in the order they were given.
-        order: which rows of what an engine makes of the groups are the pairs, in that order.
+        order: an engine computes the groups one behind the other, padding included; row `order[i]`
+            of its result is pair i.
     """
 
     groups: tuple[StepCheckpoints, ...]

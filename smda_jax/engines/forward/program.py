@@ -103,7 +103,14 @@ class Moving(NamedTuple):
 
 
 class Advance(NamedTuple):
-    """One block, with the pairs' steps of its operations, and the stream that is read in it."""
+    """How all pairs' changes go through one block.
+
+    Attributes:
+        config: of the model.
+        layer: the block's parameters, and its number.
+        steps: the pairs' steps of its operations, by name.
+        stream: the stream that the SAE reads, if the SAE reads this block.
+    """
 
     config: ModelConfig
     layer: Layer

@@ -82,7 +82,7 @@ def pull_readouts(
 
 @dataclass(frozen=True)
 class Asking:
-    """How pairs are asked.
+    """How pairs are asked what their steps do to a query.
 
     Attributes:
         stepping: how they are stepped on.
