@@ -35,6 +35,7 @@ SOURCES = sorted(
 )
 
 
+@pytest.mark.slow
 def test_the_readmes_notebook_example_runs():
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
     plain = [line for line in example.splitlines() if line.strip()]
@@ -43,6 +44,7 @@ def test_the_readmes_notebook_example_runs():
     subprocess.run(words, check=True, cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
 def test_examples_run(example, tmp_path):
     words = [sys.executable, str(example)]

@@ -45,6 +45,7 @@ class Leaning(Begins):
         return super().value(seen) + seen.h @ jnp.asarray(self.direction, seen.h.dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "site"),
     [("llama_untied_mha", ("resid_post", 0)), ("gemma3", ("attn_out", 1))],

@@ -71,6 +71,7 @@ FAMILY_CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "dtype", "site", "scope", "width"), CASES + FAMILY_CASES)
 def test_first_order_engines_equal_moved_weights(checkpoints, kind, dtype, site, scope, width):
     tolerance = 1e-6 if dtype == "float64" else 1e-4

@@ -125,6 +125,7 @@ def equals_moved_weights(folder, update, step_of):
             close(value[0], dy.sum(1), 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", ["llama3_tied_gqa", "llama_all_biases_linear_rope", "qwen2", "gemma3"]
 )

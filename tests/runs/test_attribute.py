@@ -13,6 +13,7 @@ from smda_jax.data.chat import Chat
 from smda_jax.runs.folder.store import RunFolder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "tolerance", "encoder", "gate", "engine"),
     [
@@ -89,6 +90,7 @@ def test_residual_streams_are_kept_of_the_layers_asked_for(files, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update", ["normalised", "adam"])
 def test_other_update_rules_agree_between_engines_and_with_the_true_step(files, tmp_path, update):
     shifts = []
@@ -110,6 +112,7 @@ def test_other_update_rules_agree_between_engines_and_with_the_true_step(files, 
         close(other, shifts[0], 1e-8)
 
 
+@pytest.mark.slow
 def test_finite_takes_any_rule_of_optax(files, tmp_path):
     options = ("--engine=finite", "--dtype=float64", "--learning-rate=0.05")
     plain = table(run(files, tmp_path / "sgd", *options), "influence.parquet")

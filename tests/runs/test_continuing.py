@@ -36,6 +36,7 @@ def test_a_block_too_large_for_memory_is_halved_until_it_fits(files, tmp_path, m
     np.testing.assert_allclose(small["delta_w"], base["delta_w"], rtol=1e-9, atol=1e-15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -87,6 +88,7 @@ def test_another_configuration_on_the_same_folder_is_refused(files, tmp_path, ca
     run(files, out)  # the same one runs again, from the cache
 
 
+@pytest.mark.slow
 def test_killed_at_a_random_block_and_resumed_equals_uninterrupted(files, tmp_path):
     seed = int(time.time())
     stop_after = np.random.default_rng(seed).integers(1, 4)

@@ -47,6 +47,7 @@ def alone(files, tmp_path_factory):
     return influence(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -83,6 +84,7 @@ def start_two(files, out, *options: str) -> list[subprocess.Popen]:
     ]
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_result_of_one(files, tmp_path, alone):
     both = start_two(files, tmp_path / "run", "--engine=reverse")
     for process in both:
@@ -91,6 +93,7 @@ def test_two_processes_give_the_result_of_one(files, tmp_path, alone):
     np.testing.assert_allclose(influence(tmp_path / "run"), alone, rtol=1e-8, atol=1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_dies_ends_the_run_and_leaves_a_folder_that_continues(
     files, tmp_path, alone, victim

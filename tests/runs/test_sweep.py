@@ -181,6 +181,7 @@ def test_features_without_deviation_have_no_coefficient_in_its_units():
     assert np.isnan(flat.r2[0])
 
 
+@pytest.mark.slow
 def test_texts_replace_the_token_ids_of_a_run(files, tmp_path):
     ids = run(
         files,
@@ -256,6 +257,7 @@ def test_grids_that_no_sweep_can_answer(kept, tmp_path, capsys, grid, words):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_runs_that_no_sweep_can_read(files, kept, tmp_path, capsys):
     grid = {"alpha": [1.0]}
     alone = run(files, tmp_path / "score", "--keep=score")
