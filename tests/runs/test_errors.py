@@ -261,6 +261,12 @@ def test_inspect_describes_and_says_what_fits(files, tmp_path, capsys):
         assert words in text
     main(["inspect", str(out / "policy.json"), str(out / "run.json")])
     assert "policy: 5 features" in capsys.readouterr().out
+    sae = tmp_path / "sae"
+    shutil.copytree(files["sae"], sae)
+    config = json.loads((sae / "cfg.json").read_text())
+    (sae / "cfg.json").write_text(json.dumps(config | {"metadata": {}, "hook_name": ""}))
+    main(["inspect", str(files["model"]), str(sae)])
+    assert "of a layer that attribute needs (--layer)" in capsys.readouterr().out
     fails(capsys, lambda: main(["inspect", str(tmp_path)]), "neither a checkpoint")
     fails(capsys, lambda: main(["inspect"]), "names nothing")
 

@@ -48,9 +48,11 @@ def inspect(command: Inspect, console: Console) -> None:
             found[type(thing)] = (path, thing)
     if ModelConfig in found and SAE in found:
         (_, config), (_, sae) = found[ModelConfig], found[SAE]
-        site = resolve_site(sae, config)
+        named = sae.layer is not None
+        site = resolve_site(sae, config, None if named else 0)
+        layer = f"layer {site.layer}" if named else "a layer that attribute needs (--layer)"
         console.print(
-            f"fits: the SAE reads {site.stream} of layer {site.layer} of {config.layers}, width "
+            f"fits: the SAE reads {site.stream} of {layer} of {config.layers}, width "
             f"{config.hidden}"
         )
     if Prompts in found and Pairs in found:
