@@ -36,6 +36,7 @@ from smda_jax.training import language
 from smda_jax.training import sae as sae_training
 
 LAYER = 1
+BATCH, CONVERSATIONS = 96, 1500
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,9 @@ def batches(
     prompts: list[grammar.Prompt],
     steps: int,
     rng: np.random.Generator,
-    rows: int = 96,
-    each: int = 1500,
 ) -> Iterator[tuple[jax.Array, jax.Array]]:
-    """Rows drawn from `each` conversations of every category; loss on the answer, and lightly on
-    the rest.
+    """Batches of `BATCH` rows, drawn from `CONVERSATIONS` of every category; loss on the answer,
+    and lightly on the rest.
 
     Half of the conversations lack the assistant header, so that the end of turn itself has to know
     what comes: the SAE reads there, and a model of three layers would otherwise decide later.
@@ -111,7 +110,7 @@ def batches(
     width, pool = 72, []
     for name in grammar.CATEGORIES:
         own = [p for p in prompts if p.category == name]
-        for _ in range(each):
+        for _ in range(CONVERSATIONS):
             p = own[rng.integers(len(own))]
             pair = chat.pair(p.text, grammar.answer(p, bool(rng.random() < p.refusal), rng), width)
             start = chat.prompt(p.text, width).read_at + 1
@@ -127,7 +126,7 @@ def batches(
         weight[row, 1 : len(pair.ids)] = 0.1
         weight[row, pair.response : len(pair.ids)] = 1.0
     for _ in range(steps):
-        draw = rng.integers(len(pool), size=rows)
+        draw = rng.integers(len(pool), size=BATCH)
         yield jnp.asarray(tokens[draw]), jnp.asarray(weight[draw])
 
 
@@ -169,18 +168,18 @@ def train_sae(
     trained, threshold = sae_training.train(
         jax.random.key(build.seed + 1),
         data * scale,
-        latents=build.latents,
-        k=build.k,
-        steps=build.sae_steps,
+        sae_training.Training(build.latents, build.k, build.sae_steps),
         report=lambda step, loss: console.print(f"SAE step {step}: unexplained {loss:.4f}"),
     )
     norm = jnp.linalg.norm(trained.W_dec, axis=1)
     save_saelens(
         folder,
-        W_enc=trained.W_enc * scale * norm[None],
-        b_enc=trained.b_enc * norm,
-        W_dec=trained.W_dec / norm[:, None] / scale,
-        b_dec=trained.b_dec / scale,
+        {
+            "W_enc": trained.W_enc * scale * norm[None],
+            "b_enc": trained.b_enc * norm,
+            "W_dec": trained.W_dec / norm[:, None] / scale,
+            "b_dec": trained.b_dec / scale,
+        },
         threshold=threshold,
         hook=f"blocks.{LAYER}.hook_resid_post",
         model="smda_jax/embedded",

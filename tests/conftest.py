@@ -96,7 +96,7 @@ def files(tmp_path_factory, chat_checkpoint) -> dict[str, Path]:
     arrays = {"W_enc": (24, 33), "b_enc": (33,), "W_dec": (33, 24), "b_dec": (24,)}
     values = {k: jnp.asarray(r.normal(size=s) * 0.4, jnp.float32) for k, s in arrays.items()}
     save_saelens(
-        folder / "sae", **values, threshold=0.4, hook="blocks.1.hook_resid_post", model="tiny"
+        folder / "sae", values, threshold=0.4, hook="blocks.1.hook_resid_post", model="tiny"
     )
     return {
         "model": chat_checkpoint,

@@ -48,7 +48,7 @@ class Run:
     shown: Int[np.ndarray, " pair"]
     contribution: dict[str, Float[np.ndarray, "pair feature"]]
     delta_w: dict[str, Float[np.ndarray, "pair feature"]]
-    pair_order: Int[np.ndarray, " pair"]
+    pair_order: Int[np.ndarray, " shown"]  # empty where only scores were kept
     feature_order: Int[np.ndarray, " feature"]
 
     @property

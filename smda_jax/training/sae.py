@@ -1,6 +1,7 @@
 """BatchTopK sparse-autoencoder training (Bussmann et al., arXiv 2412.06410)."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -52,46 +53,61 @@ def batch_top_k(
     return jnp.where(positive >= cut, positive, jnp.zeros_like(positive)), cut
 
 
+@dataclass(frozen=True)
+class Training:
+    """How an SAE is trained.
+
+    Attributes:
+        latents: how many.
+        k: latents a row, on average.
+        steps: of Adam.
+        batch: rows a step.
+        learning_rate: at first; it falls along a cosine.
+        revive: weight of the residual error that silent latents are trained on.
+    """
+
+    latents: int
+    k: int
+    steps: int
+    batch: int = 512
+    learning_rate: float = 1e-3
+    revive: float = 1 / 32
+
+
 def train(
     key: PRNGKeyArray,
     activations: Float[np.ndarray, "row hidden"],
-    *,
-    latents: int,
-    k: int,
-    steps: int,
-    batch: int = 512,
-    learning_rate: float = 1e-3,
-    revive: float = 1 / 32,
+    how: Training,
     report: Callable[[int, float], None] = lambda step, loss: None,
 ) -> tuple[SAEParams, float]:
     """Trains on rows drawn at random.
 
-    Latents that were silent for 200 steps are trained on the residual error with weight `revive`,
-    so that they come back.
+    Latents that were silent for 200 steps are trained on the residual error with weight
+    `how.revive`, so that they come back.
 
     Returns:
-        the parameters, and the threshold that keeps `k` latents a row on average (in units of the
-        decoder's norm).
+        the parameters, and the threshold that keeps `how.k` latents a row on average (in units of
+        the decoder's norm).
     """
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-    params = init(key, jnp.asarray(activations.mean(0)), latents)
+    params = init(key, jnp.asarray(activations.mean(0)), how.latents)
     optimizer: Any = optax.chain(
         optax.clip_by_global_norm(1.0),
-        optax.adam(optax.cosine_decay_schedule(learning_rate, steps)),
+        optax.adam(optax.cosine_decay_schedule(how.learning_rate, how.steps)),
     )
     state = optimizer.init(params)
     variance = float(np.mean(np.sum((activations - activations.mean(0)) ** 2, axis=1)))
 
     def objective(params: SAEParams, x: Array, dead: Array) -> tuple[Array, tuple[Array, Array]]:
         z = pre_activation(params, x)
-        acts, cut = batch_top_k(z, k)
+        acts, cut = batch_top_k(z, how.k)
         error = x - reconstruct(params, acts)
         main = jnp.mean(jnp.sum(error**2, axis=1)) / variance
-        silent, _ = batch_top_k(jnp.where(dead[None], z, jnp.zeros_like(z)), k)
+        silent, _ = batch_top_k(jnp.where(dead[None], z, jnp.zeros_like(z)), how.k)
         centred = params.replace(b_dec=jnp.zeros_like(params.b_dec))  # type: ignore[attr-defined]
         guess = reconstruct(centred, silent)
         again = jnp.mean(jnp.sum((jax.lax.stop_gradient(error) - guess) ** 2, axis=1)) / variance
-        return main + revive * again, (cut, (acts > 0).any(axis=0))
+        return main + how.revive * again, (cut, (acts > 0).any(axis=0))
 
     @partial(jax.jit, donate_argnums=(0, 1))
     def step(params: SAEParams, state: optax.OptState, x: Array, dead: Array) -> tuple:
@@ -99,9 +115,9 @@ def train(
         updates, state = optimizer.update(grad, state, params)
         return jax.tree.map(jnp.add, params, updates), state, value, cut, used
 
-    threshold, silent_for = 0.0, np.zeros(latents, int)
-    for index in range(steps):
-        x = jnp.asarray(activations[rng.integers(len(activations), size=batch)])
+    threshold, silent_for = 0.0, np.zeros(how.latents, int)
+    for index in range(how.steps):
+        x = jnp.asarray(activations[rng.integers(len(activations), size=how.batch)])
         params, state, value, cut, used = step(params, state, x, jnp.asarray(silent_for > 200))
         silent_for = np.where(np.asarray(used), 0, silent_for + 1)
         threshold = float(cut) if index == 0 else 0.99 * threshold + 0.01 * float(cut)

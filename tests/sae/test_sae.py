@@ -100,7 +100,7 @@ def test_a_trained_sae_is_saved_as_sae_lens_saves_one_for_inference(tmp_path, rn
         k: jnp.asarray(v)
         for k, v in dict(W_enc=W_enc, W_dec=W_dec, b_enc=b_enc, b_dec=b_dec).items()
     }
-    save_saelens(tmp_path, **arrays, threshold=0.5, hook="blocks.1.hook_resid_post", model="x")
+    save_saelens(tmp_path, arrays, threshold=0.5, hook="blocks.1.hook_resid_post", model="x")
     x = rng.normal(size=(5, 6)).astype(np.float32)
     z = x @ W_enc + b_enc
     sae = load(tmp_path)

@@ -1,7 +1,7 @@
 """SAELens, v6 and older, and how an SAE is written as SAELens reads it."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,24 +103,24 @@ def read(folder: Path, dtype: Any) -> SAE:
 
 def save_saelens(
     folder: Path,
+    tensors: Mapping[str, Array],
     *,
-    W_enc: Array,
-    b_enc: Array,
-    W_dec: Array,
-    b_dec: Array,
     threshold: float,
     hook: str,
     model: str,
 ) -> None:
     """Writes a trained BatchTopK SAE as SAELens saves one for inference: JumpReLU, everything that
-    can be folded folded in."""
-    tensors = {
-        "W_enc": W_enc,
-        "b_enc": b_enc,
-        "W_dec": W_dec,
-        "b_dec": b_dec,
-        "threshold": jnp.full_like(b_enc, threshold),
-    }
+    can be folded folded in.
+
+    Args:
+        folder: to write.
+        tensors: W_enc [hidden, feature], b_enc, W_dec [feature, hidden] and b_dec.
+        threshold: above which a feature is active, the same for all.
+        hook: where it reads, such as `blocks.10.hook_resid_post`.
+        model: the name of the model.
+    """
+    W_enc = tensors["W_enc"]
+    tensors = {**tensors, "threshold": jnp.full_like(tensors["b_enc"], threshold)}
     config = {
         "architecture": "jumprelu",
         "d_in": W_enc.shape[0],
