@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,12 @@ def test_the_readmes_figures_are_those_of_the_newest_record():
 
     for content in readme.blocks().values():
         assert content in readme.texts(), "run python benchmarks/readme.py"
+
+
+def test_every_room_is_installed():
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    rooms = {".".join(("smda_jax", *file.parts[:-1])) for file in SOURCES}
+    assert rooms <= set(named)
 
 
 def test_kernels_are_one_folder_under_two_names():

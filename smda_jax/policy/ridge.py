@@ -192,7 +192,9 @@ def evaluate(
 
     precision, recall = ratio(hits, float(guess.sum())), ratio(hits, float(refused.sum()))
     varies = len(Y) > 2 and np.ptp(Y) > 0 and np.ptp(prediction) > 0
-    rank = spearmanr(prediction, Y) if varies else None
+    rank = float("nan")
+    if varies:
+        rank = float(np.asarray(spearmanr(prediction, Y).statistic))  # type: ignore[union-attr]
     return Fit(
         prompts=len(Y),
         accuracy=float((guess == refused).mean()),
@@ -204,5 +206,5 @@ def evaluate(
             float(np.sum((Y - Y.mean()) ** 2) - np.sum((Y - prediction) ** 2)),
             float(np.sum((Y - Y.mean()) ** 2)),
         ),
-        spearman=float("nan") if rank is None else float(np.asarray(rank.statistic)),  # type: ignore[union-attr],
+        spearman=rank,
     )

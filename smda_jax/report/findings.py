@@ -96,17 +96,38 @@ def _sure_gaps(run: Run) -> list[dict[str, Any]]:
 
 
 def strongest_gap(run: Run) -> dict[str, Any] | None:
-    """The category that the behaviour passes over most, of harmful prompts if there are any."""
-    sure = _sure_gaps(run)
-    harmful = [g for g in sure if g["label"] == "harmful"]
-    return (harmful or sure or [None])[0]
+    """The category that the behaviour passes over most, of harmful prompts if there are any.
+
+    Only categories with an interval count; None where no gap is below zero.
+    """
+    below = [g for g in _sure_gaps(run) if g["gap"] < 0]
+    harmful = [g for g in below if g["label"] == "harmful"]
+    return min(harmful or below, key=lambda g: g["gap"], default=None)
+
+
+def _too_few(run: Run, over: float) -> list[str]:
+    """Larger gaps among harmful prompts, of categories with too few prompts for an interval."""
+    rows = rows_of(run.tables["gaps.parquet"])
+    few = [g for g in rows if g["gap"] is not None and g["gap_low"] is None]
+    few = [g for g in few if g["label"] == "harmful" and g["gap"] < over]
+    if not few:
+        return []
+    worst = min(few, key=lambda g: g["gap"])
+    return [
+        f"{worst['category']} is {number(worst['gap'])} {run.unit} from the other harmful prompts, "
+        f"on {several(worst['prompts'], 'prompt')}: too few for an interval."
+    ]
 
 
 def _gap(run: Run) -> list[str]:
     gap = strongest_gap(run)
     if gap is None:
         few = "No category has ten prompts, and ten others of its label beside it"
-        return [f"{few}: nothing is said of gaps."] if run.tables["gaps.parquet"]["gap"] else []
+        if not run.tables["gaps.parquet"]["gap"]:
+            return []
+        none = "No category of ten prompts or more has a lower mean Y than the others of its label."
+        said = none if _sure_gaps(run) else f"{few}: nothing is said of gaps."
+        return [said, *_too_few(run, 0.0)]
     names = _feature_names(run.features())
     own = (
         r for r in rows_of(run.tables["gap_features.parquet"]) if r["category"] == gap["category"]
@@ -119,6 +140,8 @@ def _gap(run: Run) -> list[str]:
         f"{number(gap['gap'])} from the other {gap['label'] or ''} prompts (95 %: {interval}); "
         f"{percent(gap['refused'])} are refused. The policy predicts {number(gap['prediction'])} "
         f"there; {carried} carry most of its part of the gap."
+        + (" The interval includes zero." if gap["gap_high"] >= 0 else ""),
+        *_too_few(run, gap["gap"]),
     ]
 
 

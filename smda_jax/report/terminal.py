@@ -98,7 +98,7 @@ def _gaps(s: Summary) -> Iterator[Table]:
     for g in s.gaps:
         interval = _between(float(g.interval.low[2]), float(g.interval.high[2]))
         figures = (f"{g.refused:.0%}", f"{g.y:.2f}", f"{g.prediction:.2f}", _figure(g.gap, "+.2f"))
-        known = interval if np.isfinite(g.gap) else "–"
+        known = interval if np.isfinite(g.interval.low[2]) else "–"
         table.add_row(escape(g.category), str(g.prompts), *figures, known)
     yield table
 

@@ -5,7 +5,7 @@ Imports nothing heavy, so that `--help` answers at once.
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tyro.conf import Positional
 
@@ -15,8 +15,28 @@ from smda_jax.reading.behaviours import Options, check_name
 from smda_jax.steps.updates import offer
 
 
+class Command:
+    """What all commands have in common: what the command line checks is checked from Python too."""
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if isinstance(value, str) and Path in (hint, *get_args(hint)):
+                object.__setattr__(self, name, Path(value))
+
+    def check(self) -> None:
+        """Raises InputError for a choice that there is not, or one text where several are meant."""
+        for name, hint in get_type_hints(type(self)).items():
+            value, flag = getattr(self, name), f"--{name.replace('_', '-')}"
+            if get_origin(hint) is Literal and value not in get_args(hint):
+                known = ", ".join(map(str, get_args(hint)))
+                raise InputError(flag, f"{value!r} is not known", f"one of {known}")
+            if get_origin(hint) is tuple and isinstance(value, str):
+                raise InputError(flag, f"{value!r} is one text", f"a tuple: ({value!r},)")
+
+
 @dataclass(frozen=True, kw_only=True)
-class Attribute:
+class Attribute(Command):
     """Attribute a policy's shift to training pairs: checkpoint, SAE, prompts and pairs in; a run
     folder out.
 
@@ -123,6 +143,7 @@ class Attribute:
     def check(self) -> None:
         """Raises InputError for values that no run could use (not at construction, where the parser
         would reword it)."""
+        super().check()
         at_least = {
             "alpha": 0,
             "learning_rate": 0,
@@ -236,7 +257,7 @@ class Plan(Attribute):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demo:
+class Demo(Command):
     """Run `attribute` on the model, SAE, prompts and pairs that ship with the package."""
 
     out: Path = Path("runs/demo")
@@ -257,7 +278,7 @@ class Demo:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep:
+class Sweep(Command):
     """Answer a grid of questions from what a run kept: every cell is a row of sweep.parquet.
 
     The same command continues an interrupted sweep.
@@ -283,7 +304,7 @@ class Sweep:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verify:
+class Verify(Command):
     """Is first order enough? Take true steps on some pairs of a run, in float64, and compare them
     with its prediction.
 
@@ -301,7 +322,7 @@ class Verify:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class Report(Command):
     """Draw a run: report.html in its folder, one file that opens anywhere."""
 
     run: Positional[Path]
@@ -313,7 +334,7 @@ class Report:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inspect:
+class Inspect(Command):
     """Say what a checkpoint, SAE, data file or run folder is, and whether several of them fit
     together."""
 

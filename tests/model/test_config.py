@@ -16,6 +16,13 @@ RAW = {
     "rms_norm_eps": 1e-5,
     "hidden_act": "silu",
 }
+QWEN3 = {"model_type": "qwen3", "use_sliding_window": True}
+GEMMA3 = {"model_type": "gemma3_text", "max_position_embeddings": 64}
+TWO = {"full_attention": {"rope_theta": 30.0}, "sliding_attention": {"rope_theta": 20.0}}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 40}
+# Of a head of 128; what it was stretched to is not said.
+LONG = {"rope_type": "longrope", "short_factor": [1.0] * 64, "long_factor": [2.0] * 64}
+LONG["original_max_position_embeddings"] = 32
 LLAMA3 = {
     "factor": 32.0,
     "low_freq_factor": 1.0,
@@ -48,6 +55,10 @@ def test_config_spellings_of_transformers_4_and_5_are_the_same_model():
     assert rope is not None
     assert rope.kind == Default(10000.0, 2.0)
     assert read_config_of(RAW).attention.kv_heads == 4
+    # Without a window switched on there is none; null truncates nothing.
+    assert read_config_of(RAW | QWEN3 | {"sliding_window": None}).kinds[0].window is None
+    ramp = read_config_of(RAW | {"rope_scaling": YARN | {"truncate": None}}).kinds[0].rope
+    assert ramp == read_config_of(RAW | {"rope_scaling": YARN | {"truncate": 0}}).kinds[0].rope
     assert (
         read_config_of(RAW | {"num_key_value_heads": None, "head_dim": None}).attention.head_dim
         == 4
@@ -78,7 +89,14 @@ def test_config_spellings_of_transformers_4_and_5_are_the_same_model():
         ({"pretraining_tp": 2}, "pretraining_tp"),
         ({"attention_dropout": 0.1}, "attention_dropout"),
         ({"num_key_value_heads": 3}, "num_key_value_heads"),
-        ({"vocab_size": None}, "vocab_size"),
+        ({"vocab_size": None}, r"^config\.json: vocab_size is missing; [^;]*$"),
+        ({"is_causal": False}, "is_causal"),
+        (QWEN3 | {"sliding_window": 0, "max_window_layers": 0}, "sliding_window"),
+        ({"model_type": "gemma2", "sliding_window": None}, "sliding_window"),
+        (QWEN3 | {"rope_scaling": LONG}, "rope_scaling"),
+        ({"model_type": "phi3", "head_dim": 6, "partial_rotary_factor": 0.5}, "rope_parameters"),
+        (GEMMA3 | {"rope_parameters": TWO, "rope_scaling": {"rope_type": "default"}}, "rope_sc"),
+        (GEMMA3 | {"rope_scaling": YARN | {"truncate": False}}, "rope_scaling"),
     ],
 )
 def test_what_the_config_asks_for_and_is_not_implemented_is_refused_by_name(change, named):

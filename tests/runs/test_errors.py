@@ -244,6 +244,35 @@ def test_an_unwritable_folder_is_said_in_one_line(files, tmp_path, capsys):
     fails(capsys, lambda: run(files, tmp_path / "locked" / "run"), "cannot be written")
 
 
+def test_choices_are_checked_from_python_too(files, tmp_path):
+    """In a process of its own, where no checker of types comes first."""
+    code = """if True:
+    import json, sys, smda_jax as smda
+    settings, options = json.loads(sys.argv[1])
+    for option in options:
+        try: smda.attribute(smda.Attribute(**settings, **option))
+        except smda.InputError as error: print(error)
+    """
+    settings = {name: str(path) for name, path in files.items()} | {"out": str(tmp_path / "run")}
+    options = [
+        {"gate": "Off"},
+        {"loss_scope": "respons"},
+        {"encoder": "Native"},
+        {"engine": "foo"},
+        {"targets": "I can't"},
+    ]
+    words = [sys.executable, "-c", code, json.dumps([settings, options])]
+    said = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [line.split(";")[0] for line in said] == [
+        "--gate: 'Off' is not known",
+        "--loss-scope: 'respons' is not known",
+        "--encoder: 'Native' is not known",
+        "--engine: 'foo' is not known",
+        '--targets: "I can\'t" is one text',
+    ]
+    assert not (tmp_path / "run").exists()
+
+
 def test_inspect_describes_and_says_what_fits(files, tmp_path, capsys):
     out = run(files, tmp_path / "run")
     capsys.readouterr()

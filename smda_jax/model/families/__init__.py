@@ -35,10 +35,15 @@ def read_config_of(raw: Mapping[str, Any], where: object = "config.json") -> Mod
         known = ", ".join(FAMILIES)
         raise InputError(where, f"model_type = {kind!r} is not implemented", f"one of {known}")
     family: Callable[[Reader], ModelConfig] = import_module(f"{__name__}.{FAMILIES[kind]}").read
+    reader.only("is_causal", True)
     try:
         config = family(reader)
+    except InputError:
+        raise
     except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError) as error:
         what = f"a value is of the wrong kind: {error}"
         raise InputError(where, what, "the checkpoint's own config.json has it") from error
+    if any(kind.window is not None and kind.window < 1 for kind in config.kinds):
+        raise reader.refusal("sliding_window")
     reader.refuse_unread()
     return config

@@ -71,6 +71,12 @@ class Sizes:
         return self.norm("final_norm", "final_unit", FINAL_NORM.name, **more)
 
 
+def window(reader: Reader) -> int | None:
+    """`sliding_window`: null means none, a missing key 4096 (transformers)."""
+    given = reader.get("sliding_window", None if "sliding_window" in reader.raw else 4096)
+    return None if given is None else int(given)
+
+
 def linears(s: Sizes, biased: set[str]) -> dict[str, Linear]:
     """The seven linear operations of a block, by name, as Llama checkpoints store them."""
     early, late = Reach.EVERY_TOKEN, Reach.READ_TOKEN

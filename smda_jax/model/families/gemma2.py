@@ -52,7 +52,9 @@ def read(reader: Reader) -> ModelConfig:
     reader.only("use_bidirectional_attention", False)
     alternating = ["sliding_attention", "full_attention"] * sizes.layers
     types = common.layer_types(reader, sizes.layers, alternating[: sizes.layers])
-    window, rope = reader.get("sliding_window", 4096), read_rope(reader, sizes.head_dim)
+    window, rope = common.window(reader), read_rope(reader, sizes.head_dim)
+    if window is None and "sliding_attention" in types:
+        raise reader.refusal("sliding_window")
     linears = common.linears(sizes, biases(reader))
     operations = common.table(*norms(sizes), *linears.values())
     layers = common.windows(types, window, rope)

@@ -26,6 +26,8 @@ def ropes(reader: Reader, head_dim: int) -> dict[str, Rope]:
         "sliding_attention": reader.get("rope_local_base_freq", THETAS["sliding_attention"]),
     }
     key, raw = "rope_parameters", new or {}
+    if old and new:  # transformers merges them
+        raise reader.refusal("rope_scaling")
     if old:
         key, raw = "rope_scaling", {"full_attention": old}
     if not isinstance(raw, Mapping) or set(raw) - set(THETAS):
@@ -35,6 +37,8 @@ def ropes(reader: Reader, head_dim: int) -> dict[str, Rope]:
         own: dict[str, Any] = dict(raw.get(kind) or {})
         # Without `rope_type` transformers takes no scaling at all, whatever `type` says.
         if "type" in own and "rope_type" not in own:
+            raise reader.refusal(key)
+        if "truncate" in own:  # transformers looks for it beside the types, where it never is
             raise reader.refusal(key)
         positions = reader.get("max_position_embeddings")
         original = own.get("original_max_position_embeddings", positions)
@@ -60,7 +64,9 @@ def read(reader: Reader) -> ModelConfig:
     numbers = range(1, sizes.layers + 1)
     default = ["sliding_attention" if i % pattern else "full_attention" for i in numbers]
     types = common.layer_types(reader, sizes.layers, default)
-    window, rope = int(reader.get("sliding_window", 4096)), ropes(reader, sizes.head_dim)
+    window, rope = common.window(reader), ropes(reader, sizes.head_dim)
+    if window is None and "sliding_attention" in types:
+        raise reader.refusal("sliding_window")
     sliding = LayerKind(window, rope["sliding_attention"])
     full = LayerKind(None, rope["full_attention"])
     layers = [sliding if kind == "sliding_attention" else full for kind in types]

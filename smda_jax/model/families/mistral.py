@@ -15,10 +15,14 @@ def read(reader: Reader) -> ModelConfig:
     sizes = common.Sizes.read(reader)
     reader.only("hidden_act", "silu")
     reader.only("attention_dropout", 0, 0.0)
-    window = reader.get("sliding_window", None if "sliding_window" in reader.raw else 4096)
+    window = common.window(reader)
     kind = "full_attention" if window is None else "sliding_attention"
     types = common.layer_types(reader, sizes.layers, [kind] * sizes.layers)
     rope = read_rope(reader, sizes.head_dim)
-    layers = common.windows(types, window, rope) if window else [LayerKind(None, rope)] * len(types)
+    layers = (
+        common.windows(types, window, rope)
+        if window is not None
+        else [LayerKind(None, rope)] * len(types)
+    )
     operations = common.table(*common.pre_norms(sizes), *common.linears(sizes, set()).values())
     return common.plain("mistral", sizes, operations, (layers, reader))

@@ -9,8 +9,8 @@ from smda_jax.model.families.ropes import read_rope
 def layer_kinds(reader: Reader, sizes: common.Sizes) -> list[LayerKind]:
     """The kind of every layer: a window, where it is switched on, acts from some layer upwards."""
     on = bool(reader.get("use_sliding_window", False))
-    window = reader.get("sliding_window", 4096) if on else None
-    first = int(reader.get("max_window_layers", 28)) if window else sizes.layers
+    window = common.window(reader) if on else None
+    first = sizes.layers if window is None else int(reader.get("max_window_layers", 28))
     default = ["full_attention"] * min(first, sizes.layers)
     default += ["sliding_attention"] * (sizes.layers - len(default))
     types = common.layer_types(reader, sizes.layers, default)

@@ -58,10 +58,11 @@ Maker = Callable[[Mapping[str, Any], Given], Rope | None]
 
 def make_rope(raw: Mapping[str, Any], given: Given) -> Rope | None:
     """A rope from its dictionary without theta; None if it is not implemented."""
-    given_keys = {k: v for k, v in raw.items() if v is not None}
+    # Null means missing, but of `truncate`, which is off then.
+    given_keys = {k: v for k, v in raw.items() if v is not None or k == "truncate"}
     old = given_keys.pop("type", "default")
     kind = given_keys.pop("rope_type", old)
-    if kind not in ROPES:
+    if kind not in ROPES or given.dims % 2:
         return None
     needed, optional, make = ROPES[kind]
     known = needed | optional | {"factor", "original_max_position_embeddings"}
@@ -111,9 +112,9 @@ def _dynamic(p: Mapping[str, Any], given: Given) -> Rope | None:
 def _longrope(p: Mapping[str, Any], given: Given) -> Rope | None:
     original, positions = given.lengths
     short = tuple(float(v) for v in p["short_factor"])
-    if original is None or len(short) != given.dims // 2:
+    if original is None or positions is None or len(short) != given.dims // 2:
         return None
-    factor, scaling = float(p.get("factor") or (positions or original) / original), 1.0
+    factor, scaling = float(p.get("factor", positions / original)), 1.0
     if p.get("attention_factor") is not None:
         scaling = float(p["attention_factor"])
     elif factor > 1:

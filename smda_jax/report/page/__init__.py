@@ -13,7 +13,7 @@ from rich.text import Text
 
 from smda_jax.files import write_text
 from smda_jax.report.data import content, read_run
-from smda_jax.report.findings import findings
+from smda_jax.report.findings import findings, strongest_gap
 from smda_jax.runs.config import Report
 from smda_jax.runtime import processes
 
@@ -45,7 +45,10 @@ def report(command: Report, console: Console | None = None) -> Path | None:
     run = read_run(command.run.expanduser())
     target = run.path / "report.html"
     said = findings(run)
-    shown = content(run, redact=command.redact) | {"findings": said}
+    shown = content(run, redact=command.redact) | {
+        "findings": said,
+        "strongest_gap": strongest_gap(run),
+    }
     write_text(target, page(shown))
     console.print(Text("What was found", style="bold"))
     for sentence in said:

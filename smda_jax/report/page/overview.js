@@ -4,9 +4,7 @@ function overview() {
     fit = s.fits.all,
     test = fit.test ?? fit.train;
   const node = el("section", { id: "finding" });
-  const sure = GAPS.filter((g) => known(g.gap_low)),
-    harmful = sure.filter((g) => g.label === "harmful");
-  const gap = (harmful.length ? harmful : sure)[0],
+  const gap = D.strongest_gap,
     t = D.totals,
     held = Boolean(fit.test);
   const boxes = [

@@ -231,7 +231,9 @@ def _compare(
 ) -> dict[str, Any]:
     p, t = prediction.ravel(), truth.ravel()
     r2, slope = _r2(p, t), float(p @ t / (p @ p)) if p.any() else float("nan")
-    rank = float(spearmanr(p, t).statistic) if np.ptp(p) and np.ptp(t) else float("nan")  # type: ignore[union-attr]
+    rank = float("nan")
+    if np.ptp(p) and np.ptp(t):
+        rank = float(spearmanr(p, t).statistic)  # type: ignore[union-attr]
     return {
         "r2": r2,
         "slope": slope,
