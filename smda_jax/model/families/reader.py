@@ -45,6 +45,13 @@ _WITHOUT_EFFECT = {
     "num_labels",
     "tie_last_hidden_states",
     "experts_implementation",
+    "temperature",
+    "top_k",
+    "top_p",
+    "do_sample",
+    "max_length",
+    "max_new_tokens",
+    "repetition_penalty",
 }
 
 

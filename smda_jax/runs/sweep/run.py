@@ -99,6 +99,7 @@ def sweep(config: Sweep, console: Console | None = None) -> Path:
         _write(out / f"{name}.parquet", pa.concat_tables(parts, promote_options="permissive"))
     cells = pq.read_metadata(out / "sweep.parquet").num_rows
     console.print(f"{cells} cell{'s' * (cells != 1)} in {out / 'sweep.parquet'}", soft_wrap=True)
+    console.print(f"smda-jax sweep {out} --show says which axes matter", soft_wrap=True)
     return out
 
 
