@@ -52,9 +52,9 @@ def rotate(
     tables = [rope.tables(start, tokens) if rope else still for rope in ropes]
     cos = of_kind([c for c, _ in tables], kind, x.dtype)[None, :, None]
     sin = of_kind([s for _, s in tables], kind, x.dtype)[None, :, None]
-    a, b, rest = x[..., :half], x[..., half:dims], x[..., dims:]
-    parts = [a * cos - b * sin, b * cos + a * sin]
-    return jnp.concatenate([*parts, rest] if dims < x.shape[-1] else parts, axis=-1)
+    # Split rather than sliced: its transpose is one concatenation, not a sum of padded copies.
+    a, b, *rest = jnp.split(x, [half, dims] if dims < x.shape[-1] else [half], axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, *rest], axis=-1)
 
 
 def attention(
