@@ -78,7 +78,9 @@ def baselines(
     derivative = known.first_order and not np.isnan(known.mean_delta_y).all()
     if kind.along_gradient and derivative:
         # The step is the gradient times this factor, and the change a product with the step.
-        dot = known.mean_delta_y / -fetch(known.update.rate(jnp.asarray(norm)))
+        with numerics("float64"):
+            rate = fetch(known.update.rate(jnp.asarray(norm)))
+        dot = known.mean_delta_y / -rate
         cosine = dot / (norm * _mean_y_gradient(e, folder))
     h, prompts = known.own.h.astype(np.float64), e.h.astype(np.float64)
     behind = prompts[known.shows] if known.shows.any() else prompts
