@@ -89,15 +89,15 @@ def main(c: DryRun) -> None:
     config, dtype = shapes.config_of(s), jnp.dtype(c.dtype)
     prompts, pairs = shapes.draw_tokens(s["vocab"], c.prompts, c.pairs)
     behaviour, site = shapes.behaviour_of(s), Site("resid_post", s["layer"])
-    head, asked = shapes.HEADER, (behaviour.histories, behaviour.positions)
+    head = shapes.HEADER
     params = abstract_params(config, dtype)
     weights = jax.ShapeDtypeStruct((config.hidden, 75), jnp.float32)
     encoder = Encoder(weights, jax.ShapeDtypeStruct((75,), jnp.float32))  # type: ignore[arg-type]
-    batch = prompt_batch(prompts, *asked, Padded(104 - head, c.prompts), head)
-    whole = prompt_batch(prompts, *asked, Padded(104, c.prompts))
+    batch = prompt_batch(prompts, Padded(104 - head, c.prompts), head)
+    whole = prompt_batch(prompts, Padded(104, c.prompts))
     block = pair_batch(pairs, "response", Padded(256, c.pairs))
-    (tails,) = packed_chunks([len(p.ids) - head + 2 for p in prompts], c.prompts)
-    packed = prompt_batch([prompts[i] for i in tails.rows], *asked, tails.layout, head)
+    (tails,) = packed_chunks([p.length - head for p in prompts], c.prompts)
+    packed = prompt_batch([prompts[i] for i in tails.rows], tails.layout, head)
     lane = packed_pairs(pairs, head)
     print(f"{c.shape}, {c.dtype}: parameters {size(params):.1f} GiB; GiB of arguments and results")
     with numerics(c.dtype):
@@ -119,7 +119,7 @@ def main(c: DryRun) -> None:
         formed = KeptOfLayer(kept, kept, None)  # type: ignore[arg-type]
         own = {"config": config}
         formed = lower("matrices", matrices, layer, (formed,), update, **own)
-        y = lower("start_y", start_y, params, (steps,), whole, **both)
+        y = lower("start_y", start_y, params, (steps,), whole, behaviour=behaviour)
         pulled = Pulled(drop(y.stream), y.g, y.total, None)  # type: ignore[arg-type]
         lower("pull_layer, Y", pull_layer, layer, pulled, formed, **own)
         below = jax.eval_shape(lambda p: p.up_to(site.layer), params)

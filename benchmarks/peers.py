@@ -68,10 +68,9 @@ def dense(e: Evaluation, pairs: list[PairTokens]) -> tuple[np.ndarray, list[floa
         layout = Padded(256, len(pairs))
         g = gradients(params, jax.tree.map(jnp.asarray, pair_batch(pairs, "response", layout)))
         dy = np.zeros((len(pairs), len(e.tokens)), np.float32)
-        for chunk in padded_chunks([len(t.ids) + 2 for t in e.tokens], 64):
+        for chunk in padded_chunks([t.length for t in e.tokens], 64):
             own = [e.tokens[i] for i in chunk.rows]
-            histories, positions = behaviour.histories, behaviour.positions
-            batch = prompt_batch(own, histories, positions, chunk.layout)
+            batch = prompt_batch(own, chunk.layout)
             found = np.asarray(push(params, g, batch)[1], np.float32)
             dy[:, chunk.rows] = -ETA * found[:, : len(own)]
         return dy

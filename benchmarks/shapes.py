@@ -65,7 +65,12 @@ def config_of(s: dict[str, int]) -> ModelConfig:
 
 def behaviour_of(s: dict[str, int]) -> Begins:
     """The paper's two sequences, or as many that the vocabulary has."""
-    real = s["vocab"] > 1431
+    return behaviour_in(s["vocab"])
+
+
+def behaviour_in(vocab: int) -> Begins:
+    """The same, given the size of the vocabulary."""
+    real = vocab > 1431
     return Begins(
         Targets.of([[40, 649, 956], [40, 649, 1431]] if real else [[40, 64, 95], [40, 64, 14]])
     )
@@ -100,10 +105,10 @@ def draw_tokens(
     def text(n: int) -> list[int]:
         return r.integers(0, vocab, n).tolist()
 
-    drawn = []
+    drawn, (asked,) = [], behaviour_in(vocab).ask(None, [""])  # type: ignore[arg-type]
     for n in r.integers(15, 61, prompts):
         body = header + text(int(n))
-        drawn.append(PromptTokens(body + text(4), len(body) - 1))
+        drawn.append(PromptTokens(body + text(4), len(body) - 1, asked))
     trained = []
     for n in r.integers(100, 251, pairs):
         first = int(HEADER + r.integers(15, 61))

@@ -136,8 +136,8 @@ def residuals(params: Params, rows: list[tuple[list[int], int]]) -> tuple[np.nda
 
     @jax.jit
     def read(tokens: jax.Array, at: jax.Array) -> jax.Array:
-        wanted = Wanted(read=Read("resid_post", (LAYER,), at[:, None]))
-        found = run_blocks(params, embed(params, tokens), wanted=wanted).read
+        wanted = Wanted((Read("resid_post", (LAYER,), at[:, None]),))
+        found = run_blocks(params, embed(params, tokens), wanted=wanted).reads[0]
         assert found is not None
         return found[0, :, 0]
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from smda_jax.policy.influence import Influence as Influence
     from smda_jax.policy.influence import decompose as decompose
     from smda_jax.policy.ridge import ridge as ridge
+    from smda_jax.reading.behaviours.contract import Seen as Seen
+    from smda_jax.reading.behaviours.contract import Spot as Spot
+    from smda_jax.reading.behaviours.function import Function as Function
     from smda_jax.reading.evaluation import Evaluation as Evaluation
     from smda_jax.reading.evaluation import activations as activations
     from smda_jax.reading.network import Model as Model
@@ -64,6 +67,10 @@ EXPORTS = {
     "finite": ("engines.finite.dataset", "finite"),
     "ridge": ("policy.ridge", "ridge"),
     "decompose": ("policy.influence", "decompose"),
+    # a behaviour of one's own
+    "Function": ("reading.behaviours.function", "Function"),
+    "Seen": ("reading.behaviours.contract", "Seen"),
+    "Spot": ("reading.behaviours.contract", "Spot"),
     # types
     "Chat": ("data.chat", "Chat"),
     "Delta": ("engines.contract", "Delta"),

@@ -219,3 +219,15 @@ def ridge(X: np.ndarray, Y: np.ndarray, alpha: float) -> np.ndarray:
     return np.linalg.lstsq(
         np.vstack([X, np.sqrt(alpha) * np.eye(d)]), np.concatenate([Y, np.zeros(d)]), rcond=None
     )[0]
+
+
+def log_probability(model: Any, ids: list[int], answer: Sequence[int]) -> torch.Tensor:
+    """Of an answer after a prompt, run on its own."""
+    logp = model(torch.tensor([[*ids, *answer]]), use_cache=False).logits[0].log_softmax(-1)
+    return torch.stack([logp[len(ids) - 1 + t, token] for t, token in enumerate(answer)]).sum()
+
+
+def along(model: Any, value: torch.Tensor, g: list[torch.Tensor]) -> float:
+    """`⟨∇value, g⟩` over every parameter, by autograd."""
+    own = torch.autograd.grad(value, list(model.parameters()), allow_unused=True)
+    return sum(float((a * b).sum()) for a, b in zip(own, g, strict=True) if a is not None)

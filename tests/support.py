@@ -17,10 +17,11 @@ import pytest
 
 from smda_jax.cli import main
 from smda_jax.data.batch.layouts import Padded
-from smda_jax.data.chat import Chat, PairTokens, PromptTokens
+from smda_jax.data.chat import Asked, Chat, PairTokens, PromptTokens
 from smda_jax.data.targets import Targets
 from smda_jax.model.params import Params
 from smda_jax.reading.behaviours.begins import Begins
+from smda_jax.reading.behaviours.contract import Behaviour
 from smda_jax.reading.evaluation import Evaluation, Question, encode, run_prompts
 from smda_jax.reading.network import Model
 from smda_jax.reading.site import Site
@@ -183,7 +184,7 @@ def refit(
 
 SEQUENCES = [[3, 5], [3, 6], [7], [4, 1, 2]]  # a shared history, a single token, a row of its own
 BEHAVIOUR = Begins(Targets.of(SEQUENCES))
-HISTORIES, POSITIONS = BEHAVIOUR.histories, BEHAVIOUR.positions
+ASKED = Asked(BEHAVIOUR.targets.rows, BEHAVIOUR.targets.positions)
 ETA = 1e-3
 form = jax.jit(form_steps)
 
@@ -192,7 +193,9 @@ def tokens(vocab: int) -> tuple[list[PromptTokens], list[PairTokens]]:
     """Prompts with a common header; one short pair (kept in factors) and a long one (merged)."""
     r = np.random.default_rng(1)
     head = r.integers(0, vocab, 4).tolist()
-    prompts = [PromptTokens(head + r.integers(0, vocab, n).tolist(), n + 1) for n in (3, 5, 9)]
+    prompts = [
+        PromptTokens(head + r.integers(0, vocab, n).tolist(), n + 1, ASKED) for n in (3, 5, 9)
+    ]
     lead = r.integers(0, vocab, 2).tolist()
 
     def pair(n: int, first: int) -> PairTokens:
@@ -224,9 +227,15 @@ def truth(folder: Path, site: tuple[str, int], scope: str) -> tuple[list[Any], l
     return out, [oracle.read(model, ids, at, site, SEQUENCES) for ids, at in places]
 
 
-def evaluate(params: Params, prompts: list[PromptTokens], site: Site, W: np.ndarray) -> Evaluation:
+def evaluate(
+    params: Params,
+    prompts: list[PromptTokens],
+    site: Site,
+    W: np.ndarray,
+    behaviour: Behaviour = BEHAVIOUR,
+) -> Evaluation:
     """Prompts as token ids, read; the chat template is not asked."""
-    question = Question(Model(params, Chat(EMBEDDED / "model")), BEHAVIOUR, site)
+    question = Question(Model(params, Chat(EMBEDDED / "model")), behaviour, site)
     h, y, extra = (np.asarray(v) for v in run_prompts(question, prompts))
     encoder = Encoder(jnp.asarray(W, h.dtype), jnp.zeros(W.shape[1], h.dtype))
     z, active = encode(encoder, h)

@@ -1,8 +1,12 @@
 """Chat template: from text to the token ids the model is run on."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
+
+import numpy as np
 
 from smda_jax.errors import InputError
 
@@ -11,12 +15,42 @@ LossScope = Literal["response", "all"]
 _END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<|end_of_turn|>")
 
 
+class Asked(NamedTuple):
+    """What a behaviour asks of one prompt; of every prompt of a data set in the same shapes.
+
+    Attributes:
+        rows: token sequences that are appended, each in a row of its own; one empty one for none.
+        positions: how many positions of a row are read, the last token of the prompt first.
+        given: what `Behaviour.value` is told of the prompt, by name.
+    """
+
+    rows: tuple[tuple[int, ...], ...] = ((),)
+    positions: int = 0
+    given: Mapping[str, np.ndarray] = MappingProxyType({})
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that is appended."""
+        return max(map(len, self.rows))
+
+
 class PromptTokens(NamedTuple):
-    """A prompt as the model sees it, assistant header included; `read_at` is the user turn's last
-    end-of-turn token."""
+    """A prompt as the model sees it, assistant header included.
+
+    Attributes:
+        ids: its tokens.
+        read_at: the user turn's last end-of-turn token.
+        asked: what the behaviour asks of it.
+    """
 
     ids: list[int]
     read_at: int
+    asked: Asked = Asked()
+
+    @property
+    def length(self) -> int:
+        """Tokens with the longest sequence that is appended."""
+        return len(self.ids) + self.asked.longest
 
 
 class PairTokens(NamedTuple):
@@ -120,6 +154,16 @@ class Chat:
                 "raise --max-length or drop the pair",
             )
         return PairTokens(ids[:max_length], len(head), len(ids))
+
+    def answer(self, prompt: str, text: str, where: object = "answer") -> list[int]:
+        """Tokens of a text as they stand where it is the answer, its end-of-turn left out.
+
+        Raises:
+            InputError: as of `pair`.
+        """
+        whole = self.pair(prompt, text, sys.maxsize, where)
+        ids = list(whole.ids[whole.response :])
+        return ids[:-1] if ids[-1:] == [self.end_of_turn] else ids
 
     def control_tokens(self, text: str) -> list[str]:
         """Special tokens spelled out in a text: the tokenizer reads them as control tokens,

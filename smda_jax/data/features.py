@@ -5,7 +5,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from smda_jax.data.records import SUFFIXES, feature_columns, read_table
+from smda_jax.data.records import feature_columns
+from smda_jax.data.tables import SUFFIXES, read_table
 from smda_jax.errors import InputError
 
 

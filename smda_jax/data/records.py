@@ -1,23 +1,17 @@
 """Readers of evaluation prompts and training pairs."""
 
 import hashlib
-import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
-import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
 
-from smda_jax import hub
+from smda_jax.data.tables import read_table
 from smda_jax.errors import InputError
-
-PROMPT_LABELS = ("harmful", "harmless")
-PAIR_LABELS = ("harmful_refusal", "harmless_compliance", "harmful_compliance", "harmless_refusal")
-SUFFIXES = (".parquet", ".csv", ".json", ".jsonl")
 
 
 def digest(*parts: str) -> str:
@@ -28,14 +22,25 @@ def digest(*parts: str) -> str:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Evaluation prompts, in file order. Missing optional columns are all None."""
+    """Evaluation prompts, in file order. Missing optional columns are all None.
+
+    Attributes:
+        source: the file's name.
+        text: the prompts.
+        label: what kind of prompt each is, in the data's own words.
+        category: a finer kind.
+        shows: whether a prompt is recorded to show the behaviour.
+        ids: `prompt_id`.
+        columns: further columns that a behaviour reads, by name.
+    """
 
     source: str
     text: list[str]
     label: list[str | None]
     category: list[str | None]
-    refused: list[bool | None]
+    shows: list[bool | None]
     ids: list[str] = field(default_factory=list)
+    columns: dict[str, list[Any]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.text)
@@ -46,21 +51,57 @@ class Prompts:
 
     def take(self, rows: Sequence[int]) -> "Prompts":
         """The given rows."""
-        return replace(
-            self,
-            **{
-                f.name: [getattr(self, f.name)[i] for i in rows]
-                for f in fields(self)
-                if f.name != "source"
-            },
-        )
+        columns = {name: [values[i] for i in rows] for name, values in self.columns.items()}
+        return replace(_rows_of(self, rows), columns=columns)
+
+    def texts_of(self, column: str) -> list[str]:
+        """A column of texts.
+
+        Raises:
+            InputError: it was not read, or a row has none; names the row.
+        """
+        for row, value in enumerate(values := self._column(column)):
+            if not isinstance(value, str) or not value.strip():
+                raise InputError(self.where(row), f"{column} is {value!r}", "a text in every row")
+        return values
+
+    def numbers_of(self, column: str) -> list[float]:
+        """A column of finite numbers, or of true and false.
+
+        Raises:
+            InputError: it was not read, or a row has none; names the row.
+        """
+        numbers = []
+        for row, value in enumerate(self._column(column)):
+            try:
+                numbers.append(float(value))
+            except (TypeError, ValueError):
+                numbers.append(math.nan)
+            if not math.isfinite(numbers[-1]):
+                what, remedy = f"{column} is {value!r}", "a finite number in every row"
+                raise InputError(self.where(row), what, remedy)
+        return numbers
+
+    def _column(self, column: str) -> list[Any]:
+        if column not in self.columns:
+            what = f"column {column!r} was not read"
+            raise InputError(self.source, what, "load_prompts(source, columns=(…))")
+        return self.columns[column]
 
 
 @dataclass(frozen=True)
 class Pairs:
     """Training pairs, in file order.
 
-    `planted` marks pairs known to be corrupted, where a data set records that.
+    Attributes:
+        source: the file's name.
+        prompt: what is asked.
+        response: what is trained on.
+        label: what kind of pair each is, in the data's own words.
+        category: a finer kind.
+        planted: whether a pair is known to be corrupted, where a data set records that.
+        raises: whether a pair is expected to raise the behaviour, where a data set says that.
+        ids: `pair_id`.
     """
 
     source: str
@@ -69,6 +110,7 @@ class Pairs:
     label: list[str | None]
     category: list[str | None]
     planted: list[bool | None]
+    raises: list[bool | None]
     ids: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -80,136 +122,64 @@ class Pairs:
 
     def take(self, rows: Sequence[int]) -> "Pairs":
         """The given rows."""
-        return replace(
-            self,
-            **{
-                f.name: [getattr(self, f.name)[i] for i in rows]
-                for f in fields(self)
-                if f.name != "source"
-            },
-        )
+        return _rows_of(self, rows)
 
 
-def load_prompts(source: str | Path) -> Prompts:
-    """Reads evaluation prompts: column `prompt`, optionally `prompt_label`, `category`, `refused`;
-    others are left alone.
+Rows = TypeVar("Rows", Prompts, Pairs)
+
+
+def _rows_of(data: Rows, rows: Sequence[int]) -> Rows:
+    lists = {f.name: getattr(data, f.name) for f in fields(data)}
+    lists = {name: v for name, v in lists.items() if isinstance(v, list)}
+    return replace(data, **{name: [v[i] for i in rows] for name, v in lists.items()})
+
+
+def load_prompts(source: str | Path, columns: Sequence[str] = ()) -> Prompts:
+    """Reads evaluation prompts: column `prompt`, optionally `prompt_label`, `category`, `shows` (or
+    `refused`), and those that a behaviour reads; others are left alone.
 
     Raises:
-        InputError: unreadable file, missing column, empty or repeated prompt, or an unknown label;
-            with the row.
+        InputError: unreadable file, missing column, empty or repeated prompt; with the row.
     """
     table, name = read_table(source)
     text = _texts(table, "prompt", name)
-    label = _words(table, "prompt_label", name, PROMPT_LABELS)
     ids = [digest(t) for t in text]
     _refuse_repeats(ids, "prompt", name)
+    for column in columns:
+        _need(table, column, name)
+    shows = "shows" if "shows" in table.column_names else "refused"
     return Prompts(
-        name, text, label, _words(table, "category", name), _flags(table, "refused", name), ids
+        name,
+        text,
+        _words(table, "prompt_label", name),
+        _words(table, "category", name),
+        _flags(table, shows, name),
+        ids,
+        {column: table[column].to_pylist() for column in columns},
     )
 
 
 def load_pairs(source: str | Path) -> Pairs:
     """Reads training pairs: columns `prompt` and `response`, optionally `label`, `category`,
-    `planted`.
+    `planted`, `raises`.
 
     Raises:
-        InputError: unreadable file, missing column, empty or repeated pair, or an unknown label;
-            with the row.
+        InputError: unreadable file, missing column, empty or repeated pair; with the row.
     """
     table, name = read_table(source)
     prompt, response = _texts(table, "prompt", name), _texts(table, "response", name)
-    label = _words(table, "label", name, PAIR_LABELS)
     ids = [digest(p, r) for p, r in zip(prompt, response, strict=True)]
     _refuse_repeats(ids, "pair", name)
     return Pairs(
         name,
         prompt,
         response,
-        label,
+        _words(table, "label", name),
         _words(table, "category", name),
         _flags(table, "planted", name),
+        _flags(table, "raises", name),
         ids,
     )
-
-
-def local_file(source: str | Path) -> Path:
-    """The path of a data file; `hub:owner/name` or `hub:owner/name:path/in/repo` is fetched first.
-
-    Raises:
-        InputError: no such file, an unknown ending, or a data set that cannot be fetched or holds
-            several files.
-    """
-    if not str(source).startswith("hub:"):
-        path = Path(source).expanduser()
-        if not path.is_file():
-            raise InputError(
-                source, "no such file", "give a parquet, csv, json or jsonl file, or hub:owner/name"
-            )
-        if path.suffix not in SUFFIXES:
-            raise InputError(
-                source, f"unknown ending {path.suffix!r}", f"one of {', '.join(SUFFIXES)}"
-            )
-        return path
-    repo, _, inside = str(source).removeprefix("hub:").partition(":")
-    patterns = [inside] if inside else [f"*{suffix}" for suffix in SUFFIXES]
-    folder = hub.download(repo, patterns, kind="dataset", source=source)
-    files = sorted(
-        p
-        for p in folder.rglob("*")
-        if p.suffix in SUFFIXES and (not inside or p == folder / inside)
-    )
-    if len(files) != 1:
-        names = ", ".join(str(p.relative_to(folder)) for p in files[:4])
-        raise InputError(
-            source, f"holds {len(files)} data files ({names} …)", f"name one: hub:{repo}:FILE"
-        )
-    return files[0]
-
-
-def read_table(source: str | Path) -> tuple[pa.Table, str]:
-    """A data file as a table, and the name to use for it in errors."""
-    path = local_file(source)
-    try:
-        if path.suffix == ".parquet":
-            return pq.read_table(path), path.name
-        if path.suffix == ".csv":
-            options = pacsv.ParseOptions(newlines_in_values=True)
-            # Texts such as "null" or "NA" are prompts, not missing values.
-            convert = pacsv.ConvertOptions(
-                strings_can_be_null=True, quoted_strings_can_be_null=False, null_values=[""]
-            )
-            return pacsv.read_csv(path, parse_options=options, convert_options=convert), path.name
-        return pa.Table.from_pylist(_json_rows(path)), path.name
-    except InputError:
-        raise
-    except (pa.ArrowException, OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise InputError(
-            path, f"cannot be read as {path.suffix[1:]}: {first}", "is the file complete?"
-        ) from error
-
-
-def _json_rows(path: Path) -> list[dict[str, Any]]:
-    if path.suffix == ".json":
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(rows, list):
-            raise InputError(
-                path, "is not a list of records", "one JSON array of objects, or jsonl"
-            )
-    else:
-        rows = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-            if line.strip():
-                try:
-                    rows.append(json.loads(line))
-                except ValueError as error:
-                    raise InputError(f"{path}, line {number}", f"is not JSON: {error}") from error
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise InputError(f"{path}, row {number}", "is not an object with named fields")
-    # A column may be absent from some rows; pyarrow takes its columns from the first row only.
-    names = dict.fromkeys(key for row in rows for key in row)
-    return [{key: row.get(key) for key in names} for row in rows]
 
 
 def feature_columns(names: Sequence[str]) -> list[int]:
@@ -253,12 +223,7 @@ def apply_overlap(
 
 
 def _texts(table: pa.Table, column: str, name: str) -> list[str]:
-    if column not in table.column_names:
-        raise InputError(
-            name,
-            f"has no column {column!r}",
-            f"its columns are {', '.join(table.column_names[:8])}",
-        )
+    _need(table, column, name)
     values = table[column].to_pylist()
     if not values:
         raise InputError(name, "has no rows")
@@ -270,18 +235,16 @@ def _texts(table: pa.Table, column: str, name: str) -> list[str]:
     return values
 
 
-def _words(table: pa.Table, column: str, name: str, known: Sequence[str] = ()) -> list[str | None]:
+def _need(table: pa.Table, column: str, name: str) -> None:
+    if column not in table.column_names:
+        its = f"its columns are {', '.join(table.column_names[:8])}"
+        raise InputError(name, f"has no column {column!r}", its)
+
+
+def _words(table: pa.Table, column: str, name: str) -> list[str | None]:
     if column not in table.column_names:
         return [None] * len(table)
-    values = [None if v is None or v == "" else str(v) for v in table[column].to_pylist()]
-    for row, value in enumerate(values):
-        if known and value is not None and value not in known:
-            raise InputError(
-                f"{name}, row {row + 1}",
-                f"unknown {column} {value!r}",
-                f"one of {', '.join(known)}, or empty",
-            )
-    return values
+    return [None if v is None or v == "" else str(v) for v in table[column].to_pylist()]
 
 
 def _flags(table: pa.Table, column: str, name: str) -> list[bool | None]:

@@ -52,6 +52,11 @@ class Targets:
         row = tuple(next(i for i, r in enumerate(rows) if r[: len(s) - 1] == s[:-1]) for s in own)
         return cls(own, rows, row)
 
+    def begin(self, answer: Sequence[int]) -> int | None:
+        """Which of the sequences an answer begins with; None if with none."""
+        own = tuple(answer[: self.positions])
+        return next((i for i, s in enumerate(self.sequences) if own[: len(s)] == s), None)
+
     @property
     def positions(self) -> int:
         """How many positions of a row are read: the length of the longest sequence."""

@@ -151,13 +151,19 @@ class ChangesEngine:
             scores=np.stack([i.score for i in found]),
             delta_w_x=np.stack([i.delta_w_x for i in found]),
             delta_w_y=np.stack([i.delta_w_y for i in found]),
-            mean_delta_y=dY.astype(np.float64).mean(axis=1),
+            mean_delta_y=mean_of(job, dY.astype(np.float64).mean(axis=1)),
             changes=None if exact else (dX, dY),
         )
 
     def compare(self, job: Job, stored: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, Any]:
         """See `Engine`."""
         return {"delta_x": self.delta_x(job, stored)[rows], "delta_y": stored["delta_y"][rows]}
+
+
+def mean_of(job: Job, mean_delta_y: np.ndarray) -> np.ndarray:
+    """Mean ΔY; NaN of a behaviour that no step can move."""
+    moves = job.evaluation.behaviour.moves
+    return mean_delta_y if moves else np.full_like(mean_delta_y, np.nan)
 
 
 def with_room(job: Job, chunks: Iterator[Chunk]) -> list[Chunk]:

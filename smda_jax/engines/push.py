@@ -54,7 +54,7 @@ def push(e: Evaluation, steps: StepCheckpoints, how: Pushing) -> Delta:
 
     def visit(chunk: Chunk) -> None:
         batch, size = batch_of(e, chosen[chunk.rows], chunk)
-        args = (e.model.params, steps, batch)
+        args = (e.params, steps, batch)
         found = how.program.run(*args, behaviour=e.behaviour, site=e.site)
         found = jax.tree.map(fetch, found) if devices().several else found
         own = chosen[chunk.rows]
@@ -87,6 +87,4 @@ def batch_of(
     shared = e.shared if shared is None else shared
     layout = Padded(chunk.layout.width, devices().round_up(chunk.layout.size))
     own = [e.tokens[i] for i in rows.tolist()]
-    histories, positions = e.behaviour.histories, e.behaviour.positions
-    batch = prompt_batch(own, histories, positions, layout, shared)
-    return batch, layout.size
+    return prompt_batch(own, layout, shared), layout.size

@@ -27,6 +27,8 @@ class Workload:
         features: that the policy reads.
         active: of them, per prompt.
         layer: that the SAE reads.
+        depth: layers that prompts are run through.
+        depth_of_y: layers that Y depends on; 0 where no step moves it.
         positions: read per prompt for Y.
         policies: how many policies are asked about.
         keep: what is kept.
@@ -44,6 +46,8 @@ class Workload:
     features: int
     active: float
     layer: int
+    depth: int
+    depth_of_y: int
     positions: int
     policies: int
     keep: Keep

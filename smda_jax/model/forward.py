@@ -236,22 +236,32 @@ def unembed(
 
 
 class Read(NamedTuple):
-    """What to read on the way: a stream of `SITES`, after some layers, at some tokens of rows."""
+    """What to read on the way: a stream of `SITES`, at some layers, at some tokens of rows."""
 
     stream: str
     layers: tuple[int, ...]
     at: Int[Array, "row position"]
+
+    def nothing(self, like: Float[Array, "row token hidden"]) -> Array:
+        """What is read of nothing, to be filled in layer by layer."""
+        return jnp.zeros((len(self.layers), *self.at.shape, like.shape[-1]), like.dtype)
+
+    def fill(self, found: Array, index: Array, streams: dict[str, Array]) -> Array:
+        """`found` with what a layer's streams say."""
+        own = at_tokens(streams[self.stream], self.at)[None]
+        here = jnp.asarray(self.layers) == index
+        return jnp.where(here[:, None, None, None], own, found)
 
 
 class Wanted(NamedTuple):
     """What a pass through the blocks is asked for besides its end.
 
     Attributes:
-        read: a stream at some tokens.
+        reads: streams at some tokens.
         keep: names of inputs of operations to return, and `RESIDUAL`, the input of the block.
     """
 
-    read: Read | None = None
+    reads: tuple[Read, ...] = ()
     keep: tuple[str, ...] = ()
 
 
@@ -260,13 +270,13 @@ class Hidden(NamedTuple):
 
     Attributes:
         x: the last residual stream, at the tokens asked for.
-        read: the stream asked for, at each layer asked for.
+        reads: the streams asked for, each at its layers.
         kept: what was asked to be kept, layer axis first.
         past: keys and values of row 0; None where rows are packed.
     """
 
     x: Float[Array, "row token_or_position hidden"]
-    read: Float[Array, "layer row position hidden"] | None
+    reads: tuple[Float[Array, "layer row position hidden"], ...]
     kept: dict[str, Float[Array, "layer row token _"]]
     past: Past | None
 
@@ -281,43 +291,41 @@ def run_blocks(
     """All blocks of `params` under `lax.scan`.
 
     Args:
-        params: of the model, or of its first few layers.
+        params: of the model, or of its first few layers; of the taps as many are taken.
         x: residual stream before the first block.
         taps: added to the operations' outputs.
         wanted: what to return besides the end.
         context: `past` has a layer axis first; `ends` are the tokens at which alone the last
             stream is asked for.
     """
-    count, read, ends = params.depth, wanted.read, context.ends
-    layers = None if read is None else jnp.asarray(read.layers)
+    count, reads, ends = params.depth, wanted.reads, context.ends
 
     def body(carry: Any, xs: tuple[Any, ...], ends: Array | None = None) -> tuple[Any, Any]:
-        x, h = carry
+        x, found = carry
         index, layer, tap, past = xs
         own = taps.of_layer(layer, tap)
         out = block(params.config, layer, x, own, context._replace(past=past, ends=ends))
-        if read is not None and h is not None and layers is not None:
-            found = at_tokens(out.streams[read.stream], read.at)[None]
-            h = jnp.where((layers == index)[:, None, None, None], found, h)
+        both = zip(reads, found, strict=True)
+        found = tuple(read.fill(own, index, out.streams) for read, own in both)
         kept = {name: (out.inputs | {RESIDUAL: x})[name] for name in wanted.keep}
-        return (out.streams["resid_post"], h), (kept, out.past)
+        return (out.streams["resid_post"], found), (kept, out.past)
 
-    h = None
-    if read is not None:
-        h = jnp.zeros((len(read.layers), *read.at.shape, x.shape[-1]), x.dtype)
-    stack = Layer(params.blocks, jnp.asarray(params.kinds))
-    xs = (jnp.arange(count), stack, taps.tree["blocks"], context.past)
+    found = tuple(read.nothing(x) for read in reads)
+    stack, own = Layer(params.blocks, jnp.asarray(params.kinds)), taps.tree["blocks"]
+    if count < params.config.layers:
+        own = jax.tree.map(lambda leaf: leaf[:count], own)
+    xs = (jnp.arange(count), stack, own, context.past)
     # Backwards, what lies between products is computed again: that is less to keep by half, and
     # faster than keeping it.
     policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
     cheap = jax.checkpoint(body, prevent_cse=False, policy=policy)
-    if ends is None or wanted.keep or (read is not None and count - 1 in read.layers):
-        (x, h), (kept, past) = jax.lax.scan(cheap, (x, h), xs)
-        return Hidden(x if ends is None else at_tokens(x, ends), h, kept, past)
+    if ends is None or wanted.keep or any(count - 1 in read.layers for read in reads):
+        (x, found), (kept, past) = jax.lax.scan(cheap, (x, found), xs)
+        return Hidden(x if ends is None else at_tokens(x, ends), found, kept, past)
     most, last = (jax.tree.map(lambda leaf, at=at: leaf[at], xs) for at in (slice(-1), -1))
-    carry, _ = jax.lax.scan(cheap, (x, h), most)
-    (x, h), _ = cheap(carry, last, ends)
-    return Hidden(x, h, {}, None)
+    carry, _ = jax.lax.scan(cheap, (x, found), most)
+    (x, found), _ = cheap(carry, last, ends)
+    return Hidden(x, found, {}, None)
 
 
 def at_token(

@@ -6,33 +6,36 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 
-def can_be_flagged(label: Sequence[str | None]) -> Bool[np.ndarray, " pair"]:
-    """Pairs about harmful or harmless prompts, if there are both."""
-    kinds = [
-        np.array([str(x).startswith(f"{kind}_") for x in label]) for kind in ("harmful", "harmless")
-    ]
-    return (kinds[0] | kinds[1]) & kinds[0].any() & kinds[1].any()
+def _sides(
+    raises: Sequence[bool | None],
+) -> tuple[Bool[np.ndarray, " pair"], Bool[np.ndarray, " pair"]]:
+    """Pairs that are expected to raise the behaviour, and those that are expected to lower it."""
+    return np.array([x is True for x in raises]), np.array([x is False for x in raises])
+
+
+def can_be_flagged(raises: Sequence[bool | None]) -> Bool[np.ndarray, " pair"]:
+    """Pairs of which something is expected, if there are some on both sides."""
+    up, down = _sides(raises)
+    return (up | down) & up.any() & down.any()
 
 
 def misaligned(
-    score: Float[np.ndarray, "*draw pair"], label: Sequence[str | None], quantile: float = 0.5
+    figure: Float[np.ndarray, "*draw pair"], raises: Sequence[bool | None], quantile: float = 0.5
 ) -> Bool[np.ndarray, "*draw pair"]:
-    """Pairs whose score lies on the other class's side (arXiv 2606.29171): of a pair about a
-    harmful prompt below the harmless pairs' median, of one about a harmless prompt above the
-    harmful pairs'.
+    """Pairs whose figure lies on the other side (arXiv 2606.29171): of one that is expected to
+    raise the behaviour below the median of those that are not, of one that is not above the median
+    of those that are.
 
-    `quantile` moves the border: 0.25 asks a harmful pair to fall below the harmless pairs' lower
-    quarter, and a harmless one to rise above the harmful pairs' upper quarter. Pairs of other
-    labels, or where a class is empty, are never flagged.
+    `quantile` moves the border: 0.25 asks the first to fall below the others' lower quarter, and
+    the second to rise above the others' upper quarter. Pairs of which nothing is expected (None),
+    or all where a side is empty, are never flagged.
     """
-    harmful, harmless = (
-        np.array([str(x).startswith(f"{kind}_") for x in label]) for kind in ("harmful", "harmless")
-    )
-    flagged = np.zeros(score.shape, bool)
-    if harmful.any() and harmless.any():
-        low = np.quantile(score[..., harmless], quantile, axis=-1, keepdims=True)
-        high = np.quantile(score[..., harmful], 1 - quantile, axis=-1, keepdims=True)
-        flagged = (harmful & (score < low)) | (harmless & (score > high))
+    up, down = _sides(raises)
+    flagged = np.zeros(figure.shape, bool)
+    if up.any() and down.any():
+        low = np.quantile(figure[..., down], quantile, axis=-1, keepdims=True)
+        high = np.quantile(figure[..., up], 1 - quantile, axis=-1, keepdims=True)
+        flagged = (up & (figure < low)) | (down & (figure > high))
     return flagged
 
 

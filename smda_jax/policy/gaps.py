@@ -15,19 +15,19 @@ MANY = 500
 
 
 class Gap(NamedTuple):
-    """One category of prompts against the other prompts of its label. Figures in nats; of each a
-    value and its interval.
+    """One category of prompts against the other prompts of its label. Figures in the behaviour's
+    unit; of each a value and its interval.
 
     Attributes:
         category: its name.
         label: the label of most of its prompts; None if they have none.
         prompts: how many it has.
         others: how many it is compared with.
-        refused: share that is refused.
+        shows: share that shows the behaviour.
         y: mean Y.
         prediction: mean XW.
-        residual: mean Y − XW: what the policy does not know of; negative where it promises more
-            refusals than there are.
+        residual: mean Y − XW: what the policy does not know of; negative where it promises more of
+            the behaviour than there is.
         gap: mean Y less that of the others; NaN without others.
         carried: what each feature carries of the predicted gap, `W[k] (mean X[k] − others' mean
             X[k])`.
@@ -38,7 +38,7 @@ class Gap(NamedTuple):
     label: str | None
     prompts: int
     others: int
-    refused: float
+    shows: float
     y: float
     prediction: float
     residual: float
@@ -51,7 +51,7 @@ def gaps(
     X: Float[np.ndarray, "prompt feature"],
     Y: Float[np.ndarray, " prompt"],
     W: Float[np.ndarray, " feature"],
-    refused: Bool[np.ndarray, " prompt"],
+    shows: Bool[np.ndarray, " prompt"],
     category: Sequence[str | None],
     label: Sequence[str | None],
     *,
@@ -98,7 +98,7 @@ def gaps(
                 kind,
                 int(inside_category.sum()),
                 int(others.sum()),
-                float(refused[inside_category].mean()),
+                float(shows[inside_category].mean()),
                 y,
                 float(prediction[inside_category].mean()),
                 residual,

@@ -127,16 +127,15 @@ def stratified_split(
 
 
 def best_threshold(
-    prediction: Float[np.ndarray, " prompt"], refused: Bool[np.ndarray, " prompt"]
+    prediction: Float[np.ndarray, " prompt"], shows: Bool[np.ndarray, " prompt"]
 ) -> float:
-    """The cut of "refused where prediction > cut" that has the highest accuracy on these prompts,
-    exactly.
+    """The cut above which a prediction says that the behaviour is shown with the highest accuracy.
 
     Every cut between two neighbouring predictions is tried; of equally good ones the lowest is
     taken.
     """
     order = np.argsort(prediction, kind="stable")
-    p, r = prediction[order], refused[order]
+    p, r = prediction[order], shows[order]
     # Accuracy count of the cut below p[0], and of the cut after each position.
     correct = np.concatenate([[r.sum()], r.sum() + np.cumsum(np.where(r, -1, 1))])
     allowed = np.concatenate(
@@ -175,33 +174,33 @@ class Fit:
 def evaluate(
     prediction: Float[np.ndarray, " prompt"],
     Y: Float[np.ndarray, " prompt"],
-    refused: Bool[np.ndarray, " prompt"],
+    shows: Bool[np.ndarray, " prompt"],
     threshold: float,
 ) -> Fit:
-    """Classification of `refused` by `prediction > threshold`, and regression of Y.
+    """Classification of `shows` by `prediction > threshold`, and regression of Y.
 
     Undefined figures are NaN.
     """
     from scipy.stats import spearmanr
 
     guess = prediction > threshold
-    hits = float((guess & refused).sum())
+    hits = float((guess & shows).sum())
 
     def ratio(a: float, b: float) -> float:
         return a / b if b else float("nan")
 
-    precision, recall = ratio(hits, float(guess.sum())), ratio(hits, float(refused.sum()))
+    precision, recall = ratio(hits, float(guess.sum())), ratio(hits, float(shows.sum()))
     varies = len(Y) > 2 and np.ptp(Y) > 0 and np.ptp(prediction) > 0
     rank = float("nan")
     if varies:
         rank = float(np.asarray(spearmanr(prediction, Y).statistic))  # type: ignore[union-attr]
     return Fit(
         prompts=len(Y),
-        accuracy=float((guess == refused).mean()),
+        accuracy=float((guess == shows).mean()),
         precision=precision,
         recall=recall,
-        f1=ratio(2 * hits, float(guess.sum() + refused.sum())),
-        majority=float(max(refused.mean(), 1 - refused.mean())),
+        f1=ratio(2 * hits, float(guess.sum() + shows.sum())),
+        majority=float(max(shows.mean(), 1 - shows.mean())),
         r2=ratio(
             float(np.sum((Y - Y.mean()) ** 2) - np.sum((Y - prediction) ** 2)),
             float(np.sum((Y - Y.mean()) ** 2)),

@@ -7,8 +7,8 @@ from jaxtyping import Float, Int
 
 from smda_jax.errors import InputError
 
-LABELS = ("harmful", "harmless")  # that the contrastive rule compares, in this order
 NAMED_SUBSETS = ("all", "natural", "balanced", "harmful+harmless")
+OF_LABELS = ("label", "balanced")  # kinds of subsets that name a label: KIND:LABEL
 
 
 def label_difference(
@@ -16,7 +16,10 @@ def label_difference(
     label: Sequence[str | None],
     batch_size: int = 256,
 ) -> Float[np.ndarray, " feature"]:
-    """Mean activation on harmful minus mean activation on harmless prompts, of every feature.
+    """Mean activation on prompts of a label less that on all others that have one, by feature.
+
+    Of two labels there is one such difference; of more each is held against the rest, and of every
+    feature the one of largest size counts.
 
     Args:
         activations: of the features on some rows, in float64.
@@ -24,17 +27,25 @@ def label_difference(
         batch_size: rows that are asked for at a time.
 
     Raises:
-        InputError: one of the two kinds of prompt is missing.
+        InputError: there are not two kinds of prompt.
     """
-    means = []
-    for kind in LABELS:
+    kinds = list(dict.fromkeys(x for x in label if x is not None))
+    if len(kinds) < 2:
+        what = f"the contrastive rule needs prompts of two labels, and there are {len(kinds)}"
+        raise InputError("features", what, "give ids, or a prompt_label column")
+    sums, counts = [], []
+    for kind in kinds:
         own = np.flatnonzero([x == kind for x in label])
-        if not len(own):
-            what = f"the contrastive rule needs {kind} prompts"
-            raise InputError("features", what, "give ids, or a prompt_label column")
         parts = [own[i : i + batch_size] for i in range(0, len(own), batch_size)]
-        means.append(sum(activations(part).sum(axis=0) for part in parts) / len(own))
-    return np.asarray(means[0] - means[1])
+        sums.append(np.asarray(sum(activations(part).sum(axis=0) for part in parts)))
+        counts.append(len(own))
+    if len(kinds) == 2:
+        return sums[0] / counts[0] - sums[1] / counts[1]
+    total, every = np.sum(sums, axis=0), sum(counts)
+    both = zip(sums, counts, strict=True)
+    against = np.stack([s / n - (total - s) / (every - n) for s, n in both])
+    largest = np.abs(against).argmax(axis=0)
+    return np.take_along_axis(against, largest[None], axis=0)[0]
 
 
 def strata(label: Sequence[str | None], shows: Sequence[bool] | np.ndarray) -> list[str]:
@@ -45,7 +56,7 @@ def strata(label: Sequence[str | None], shows: Sequence[bool] | np.ndarray) -> l
 def contrastive(
     difference: Float[np.ndarray, " feature"], threshold: float
 ) -> Int[np.ndarray, " chosen"]:
-    """Features whose |mean activation on harmful − on harmless prompts| exceeds the threshold.
+    """Features whose |mean activation on prompts of a label − on the others| exceeds the threshold.
 
     Raises:
         InputError: none does.
@@ -62,46 +73,55 @@ def contrastive(
 
 
 def subsets(
-    names: Sequence[str], label: Sequence[str | None], refused: Sequence[bool], seed: int
+    names: Sequence[str], label: Sequence[str | None], shows: Sequence[bool], seed: int
 ) -> dict[str, Int[np.ndarray, " row"]]:
     """Rows of each named evaluation subset, in ascending order; `all` always comes first.
 
     - all: every prompt
-    - natural: every harmful prompt
-    - balanced: as many refused as answered harmful prompts
-    - harmful+harmless: as many harmful as harmless prompts
+    - label:LABEL: every prompt of a label; natural: every harmful one
+    - balanced:LABEL: of a label as many prompts that show the behaviour as others; balanced: of the
+      harmful ones
+    - A+B, such as harmful+harmless: as many prompts of label A as of label B
     - random:N or random:N:SEED: N prompts of all
 
-    Without names: all, and each of the others that the labels allow. What must be thinned is drawn
-    with the seed.
+    Without names: all, and, of harmful and harmless prompts, those of the paper that these labels
+    allow. What must be thinned is drawn with the seed.
 
     Raises:
         InputError: an unknown name, or one that is empty or undefined for these labels.
     """
     rng_seed = seed
-    labels, refusals = np.array([x or "" for x in label]), np.asarray(refused, bool)
-    harmful, harmless = np.flatnonzero(labels == "harmful"), np.flatnonzero(labels == "harmless")
+    labels, shown = np.array([x or "" for x in label]), np.asarray(shows, bool)
+
+    def of(name: str) -> np.ndarray:
+        return np.flatnonzero(labels == name)
 
     def equal(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         rng, n = np.random.default_rng(rng_seed), min(len(a), len(b))
         return np.sort(np.concatenate([rng.permutation(a)[:n], rng.permutation(b)[:n]]))
 
-    makers: dict[str, Callable[[], np.ndarray]] = {
-        "all": lambda: np.arange(len(labels)),
-        "natural": lambda: harmful,
-        "balanced": lambda: equal(harmful[refusals[harmful]], harmful[~refusals[harmful]]),
-        "harmful+harmless": lambda: equal(harmful, harmless),
-    }
-    out = {"all": makers["all"]()}
+    def make(name: str) -> np.ndarray:
+        usual = {"natural": "label:harmful", "balanced": "balanced:harmful"}
+        kind, _, one = usual.get(name, name).partition(":")
+        if kind == "label":
+            return of(one)
+        if kind == "balanced":
+            own = of(one)
+            return equal(own[shown[own]], own[~shown[own]])
+        if kind != "random" and "+" in name:
+            return equal(*(of(one) for one in name.split("+", 1)))
+        return _random(name, len(labels), seed)
+
+    out = {"all": np.arange(len(labels))}
     for name in names or NAMED_SUBSETS:
-        rows = makers[name]() if name in makers else _random(name, len(labels), seed)
+        rows = out["all"] if name == "all" else make(name)
         if len(rows):
             out[name] = rows
         elif names:
             raise InputError(
                 "subset",
                 f"{name} is empty for these prompts",
-                "it needs prompt_label, and both kinds of prompt",
+                "it needs a column prompt_label that holds these labels",
             )
     return out
 
@@ -109,7 +129,8 @@ def subsets(
 def check_subset_names(names: Sequence[str], total: int) -> None:
     """Raises InputError for a name that is no subset of `total` prompts; needs no labels yet."""
     for name in names:
-        if name not in NAMED_SUBSETS:
+        of_labels = name.partition(":")[0] in OF_LABELS or "+" in name
+        if name not in NAMED_SUBSETS and not of_labels:
             _random(name, total, 0)
 
 
@@ -119,7 +140,7 @@ def _random(name: str, total: int, seed: int) -> np.ndarray:
         raise InputError(
             "subset",
             f"unknown name {name!r}",
-            f"one of {', '.join(NAMED_SUBSETS)}, random:N, random:N:SEED",
+            f"one of {', '.join(NAMED_SUBSETS)}, label:LABEL, balanced:LABEL, A+B, random:N[:SEED]",
         )
     n = int(parts[0])
     if not 0 < n <= total:

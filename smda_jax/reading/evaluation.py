@@ -16,10 +16,11 @@ from smda_jax.data.features import check, parse
 from smda_jax.data.records import Prompts
 from smda_jax.data.targets import REFUSALS
 from smda_jax.errors import InputError
+from smda_jax.model.params import Params
 from smda_jax.policy.selection import contrastive, label_difference
 from smda_jax.reading import readout
-from smda_jax.reading.behaviours import Options, make_behaviour
-from smda_jax.reading.behaviours.contract import Behaviour, longest_history
+from smda_jax.reading.behaviours import Asking, Options, make_behaviour
+from smda_jax.reading.behaviours.contract import Behaviour
 from smda_jax.reading.network import Model, Progress, silent
 from smda_jax.reading.readout import Reading
 from smda_jax.reading.site import Site, resolve_site
@@ -49,6 +50,24 @@ class Question:
     model: Model
     behaviour: Behaviour
     site: Site
+
+    def depth(self, tokens: Sequence[PromptTokens]) -> int:
+        """How many layers prompts are run through: all where logits are read, else those up to the
+        last that something looks at."""
+        if any(t.asked.positions for t in tokens[:1]):
+            return self.model.config.layers
+        spot = self.behaviour.spot
+        return 1 + max(*self.site.layers, -1 if spot is None else spot.layer)
+
+    def params_for(self, tokens: Sequence[PromptTokens]) -> Params:
+        """The parameters of these layers."""
+        whole = self.depth(tokens) == self.model.config.layers
+        return self.model.params if whole else self._first_layers
+
+    @cached_property
+    def _first_layers(self) -> Params:
+        with numerics(self.model.dtype):
+            return self.model.params.up_to(self.depth([]) - 1)
 
 
 @dataclass(frozen=True)
@@ -104,8 +123,12 @@ class Evaluation:
 
     def tails(self, rows: Sequence[int] | np.ndarray) -> list[int]:
         """Tokens of prompts beyond the shared ones, with the longest history."""
-        tail = longest_history(self.behaviour) - self.shared
-        return [len(self.tokens[i].ids) + tail for i in np.asarray(rows).tolist()]
+        return [self.tokens[i].length - self.shared for i in np.asarray(rows).tolist()]
+
+    @property
+    def params(self) -> Params:
+        """The parameters that the prompts have to be run through."""
+        return self.question.params_for(self.tokens)
 
 
 def run_prompts(
@@ -119,13 +142,12 @@ def run_prompts(
     model, behaviour, site = question.model, question.behaviour, question.site
     h = np.zeros((len(site.layers), len(tokens), model.config.hidden), wide(model.dtype))
     y = np.zeros(len(tokens), h.dtype)
-    shared, tail = shared_length(tokens), longest_history(behaviour)
+    shared, params = shared_length(tokens), question.params_for(tokens)
 
     def visit(chunk: Chunk) -> None:
         chosen = [tokens[i] for i in chunk.rows]
-        histories, positions = behaviour.histories, behaviour.positions
-        batch = prompt_batch(chosen, histories, positions, chunk.layout, shared)
-        found = readout.base.run(model.params, batch, behaviour=behaviour, site=site)
+        batch = prompt_batch(chosen, chunk.layout, shared)
+        found = readout.base.run(params, batch, behaviour=behaviour, site=site)
         own_h, own_y, extra = (fetch(v).astype(h.dtype) for v in found)
         layers = np.concatenate([own_h[None], extra])
         h[:, chunk.rows], y[chunk.rows] = chunk.scatter(layers, 1), chunk.scatter(own_y)
@@ -133,7 +155,7 @@ def run_prompts(
 
     with numerics(model.dtype):
         split = partial(packed_chunks, lanes=devices().round_up(1))
-        for_each([len(t.ids) - shared + tail for t in tokens], batch_size, split, visit)
+        for_each([t.length - shared for t in tokens], batch_size, split, visit)
     return Reading(h[0], y, h[1:])
 
 
@@ -250,8 +272,9 @@ def activations(
         InputError: something of these does not fit together.
     """
     ids = tuple(tuple(sequence) for sequence in target_ids)
-    asked = behaviour or make_behaviour("begins", model, Options(tuple(targets), ids))
-    question = Question(model, asked, resolve_site(sae, model.config, layer))
+    site = resolve_site(sae, model.config, layer)
+    asking = Asking(model, prompts, site, Options(tuple(targets), ids))
+    question = Question(model, behaviour or make_behaviour("begins", asking), site)
     tokens = tokenise_prompts(model, prompts, question.behaviour, max_length)
     reading = run_prompts(question, tokens, batch_size=batch_size)
     selection = Selection(sae, features, encoder)

@@ -53,14 +53,43 @@ def read(
         past = run_blocks(params, embed(params, tokens[:1, :shared], taps), taps).past
     x = embed(params, tokens[:, shared:], taps)
     turns = Read(site.stream, site.layers, jnp.asarray(batch.read_at) - shared)
+    spots = spot_read(behaviour, batch, shared)
     context = Context(past, batch.packing, jnp.asarray(batch.answers) - shared)
-    hidden = run_blocks(params, x, taps, Wanted(read=turns), context)
-    logits, _ = unembed(params, hidden.x, taps)
-    assert hidden.read is not None
-    h = rearrange(hidden.read, "layer lane row hidden -> layer (lane row) hidden")
-    h = h[:, :: len(behaviour.histories)]
-    logits = logits.reshape(-1, behaviour.positions, logits.shape[-1])
-    return Reading(h[0], behaviour.value(Seen(logits, h[0])), h[1:])
+    hidden = run_blocks(params, x, taps, Wanted((turns, *spots)), context)
+
+    def of_prompts(found: Array) -> Float[Array, "layer prompt hidden"]:
+        rows = rearrange(found, "layer lane row hidden -> layer (lane row) hidden")
+        return rows[:, :: batch.copies]
+
+    h, *at_spot = map(of_prompts, hidden.reads)
+    logits = answers_of(params, hidden.x, batch, taps)
+    seen = at_spot[0][0] if at_spot else jnp.zeros_like(h[0])
+    return Reading(h[0], behaviour.value(Seen(logits, seen, given_of(batch))), h[1:])
+
+
+def spot_read(behaviour: Behaviour, batch: PromptBatch, shared: int) -> tuple[Read, ...]:
+    """What is to be read for the behaviour's spot, if it has one."""
+    spot = behaviour.spot
+    if spot is None:
+        return ()
+    at = batch.last if spot.token == "last" else batch.read_at
+    return (Read(spot.stream, (spot.layer,), jnp.asarray(at) - shared),)
+
+
+def given_of(batch: PromptBatch) -> dict[str, Array]:
+    """What the behaviour is told of each prompt."""
+    return {name: jnp.asarray(value) for name, value in batch.given.items()}
+
+
+def answers_of(
+    params: Params, x: Float[Array, "lane read hidden"], batch: PromptBatch, taps: TapSource
+) -> Float[Array, "row position vocab"]:
+    """Logits that a behaviour sees, given the last stream at its positions; none if it has none."""
+    rows, positions = batch.answer_at.shape[0] * batch.answer_at.shape[1], batch.answer_at.shape[2]
+    if not positions:
+        return jnp.zeros((rows, 0, 0), x.dtype)
+    logits, _ = unembed(params, x, taps)
+    return logits.reshape(rows, positions, logits.shape[-1])
 
 
 @program(Replicated(), Rows(), result=READING_OF_PROMPTS, static=("behaviour", "site"))

@@ -5,7 +5,7 @@ from array import array
 from smda_jax.data.chat import PairTokens, PromptTokens
 from smda_jax.data.records import Pairs, Prompts
 from smda_jax.errors import InputError
-from smda_jax.reading.behaviours.contract import Behaviour, longest_history
+from smda_jax.reading.behaviours.contract import Behaviour
 from smda_jax.reading.network import Model
 
 
@@ -27,12 +27,14 @@ def tokenise_prompts(
             the row.
     """
     refuse_lengths_without_rope(model, max_length)
-    limit = max_length - longest_history(behaviour)
     tokens = []
-    for i, text in enumerate(prompts.text):
-        own = model.chat.prompt(text, limit, prompts.where(i))
-        model.refuse_unknown_tokens(own.ids, prompts.where(i))
-        tokens.append(own)
+    for i, (text, asked) in enumerate(
+        zip(prompts.text, behaviour.ask(model, prompts), strict=True)
+    ):
+        own = model.chat.prompt(text, max_length - asked.longest, prompts.where(i))
+        for ids in (own.ids, *asked.rows):
+            model.refuse_unknown_tokens(ids, prompts.where(i))
+        tokens.append(own._replace(asked=asked))
     return tokens
 
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,11 @@ FEATURES = 200  # whose prompts a page holds: of more, those with the largest sh
 PROMPTS = 10_000  # of all categories together
 TEXT = 2_000  # characters of a prompt or response that a page holds
 
-BEGINS = {"unit": "nats", "raised": "the answer begins with a target"}  # of runs before 0.2
+BEGINS = {
+    "name": "begins",
+    "unit": "nats",
+    "raised": "the answer begins with a target",
+}  # before 0.2
 
 Columns = dict[str, list[Any]]
 
@@ -61,6 +66,27 @@ class Run:
         """Of the behaviour."""
         return self.record["behaviour"]["unit"]
 
+    @property
+    def moves(self) -> bool:
+        """Whether a step moves Y at all, or the data give it."""
+        return self.record["behaviour"].get("moves", True)
+
+    @cached_property
+    def leading_label(self) -> str | None:
+        """The label whose prompts show the behaviour most; None without two labels."""
+        table = self.tables["prompts.parquet"]
+        labels = [x for x in dict.fromkeys(table["label"]) if x is not None]
+        if len(labels) < 2:
+            return None
+
+        def most(label: str) -> tuple[float, float]:
+            own = np.array([x == label for x in table["label"]])
+            return float(np.mean(np.array(table["shows"])[own])), float(
+                np.mean(np.array(table["y"])[own])
+            )
+
+        return max(labels, key=most)
+
     def features(self) -> Columns:
         """features.parquet, of all pairs."""
         table = self.tables.get("features.parquet", {})
@@ -97,6 +123,8 @@ def read_run(path: Path) -> Run:
     tables = {
         name: pq.read_table(path / name).to_pydict() for name in names if (path / name).is_file()
     }
+    for name in ("prompts.parquet", "gaps.parquet"):  # by its name in version 0.1
+        tables.get(name, {}).setdefault("shows", tables.get(name, {}).get("refused"))
     if "agreement.parquet" not in tables:
         raise InputError(path, "was written by an earlier version", "attribute into a new folder")
     score = np.array(tables["pairs.parquet"]["score"])
@@ -167,6 +195,9 @@ def content(run: Run, *, redact: bool = False) -> dict[str, Any]:
         "conventions": record["conventions"],
         "unit": run.unit,
         "raised": record["behaviour"]["raised"],
+        "behaviour": record["behaviour"]["name"],
+        "moves": run.moves,
+        "expected": record.get("polarity", {}),
         "pairs": _short(pairs),
         "features": _short(run.features()),
         "class_features": _short(_of_strongest(run, run.tables.get("features.parquet", {}))),
@@ -214,7 +245,9 @@ def totals(run: Run) -> dict[str, Any]:
         name: [_figure(s) for s, own in zip(pairs["score"], label, strict=True) if own == name]
         for name in run.classes
     }
-    return {**counts, "scores": scores, "sure": "flag_stability" in pairs, "delta_y": known}
+    kept = any(value is not None for value in pairs["mean_delta_y"])
+    known_of = {"sure": "flag_stability" in pairs, "delta_y": known, "mean_delta_y": kept}
+    return {**counts, "scores": scores, **known_of}
 
 
 def _of_categories(run: Run, redact: bool) -> Columns:
@@ -230,7 +263,7 @@ def _of_categories(run: Run, redact: bool) -> Columns:
             np.argsort(-np.abs(residual[own]), kind="stable")[: max(1, PROMPTS // len(names))]
         ]
         rows += own[np.argsort(y[own], kind="stable")].tolist()
-    keys = ("category", "prompt_id", "refused", "y", "prediction", "prompt")
+    keys = ("category", "prompt_id", "shows", "y", "prediction", "prompt")
     out = {key: [table[key][i] for i in rows] for key in keys} | {
         "residual": residual[rows].tolist()
     }

@@ -54,9 +54,9 @@ def words(name: str) -> str:
 
 def findings(run: Run) -> list[str]:
     """The sentences, the most important first."""
-    parts = (_fit, _coefficients, _gap, _over_refusal, _small, _off_target, _flags, _score_flags)
+    parts = (_behaviour, _fit, _coefficients, _gap, _most, _small, _off_target, _flags)
     said = [sentence for part in parts for sentence in part(run)]
-    return [*said, *_planted(run), *_first_order(run)]
+    return [*said, *_score_flags(run), *_planted(run), *_first_order(run)]
 
 
 def _summary(run: Run) -> dict[str, Any]:
@@ -69,14 +69,27 @@ def _test(run: Run) -> tuple[dict[str, Any], bool]:
     return (fit["test"], True) if fit["test"] else (fit["train"], False)
 
 
+def _behaviour(run: Run) -> list[str]:
+    """What Y is, where it is not the paper's."""
+    if not run.moves:
+        return [
+            f"Y is {run.unit.removeprefix('of ')}, as the data give it: a step does not move it, "
+            "and every shift goes through feature activations alone."
+        ]
+    if run.record["behaviour"]["name"] == "begins":
+        return []
+    return [f"Higher Y ({run.unit}): {run.record['behaviour']['raised']}."]
+
+
 def _fit(run: Run) -> list[str]:
     test, held_out = _test(run)
     where = "held-out prompts" if held_out else "the prompts it was fitted to"
     majority = number(test["majority"], 2)
     return [
         f"A policy of {_summary(run)['features']} features predicts the behaviour with "
-        f"R² {number(test['r2'], 2)} on {test['prompts']} {where} (0 is the mean), and refusals "
-        f"with accuracy {number(test['accuracy'], 2)} (always the commoner answer: {majority})."
+        f"R² {number(test['r2'], 2)} on {test['prompts']} {where} (0 is the mean), and which "
+        f"of them show it with accuracy {number(test['accuracy'], 2)} (always the commoner answer: "
+        f"{majority})."
     ]
 
 
@@ -96,25 +109,27 @@ def _sure_gaps(run: Run) -> list[dict[str, Any]]:
 
 
 def strongest_gap(run: Run) -> dict[str, Any] | None:
-    """The category that the behaviour passes over most, of harmful prompts if there are any.
+    """The category that the behaviour passes over most, of the label that shows it most.
 
-    Only categories with an interval count; None where no gap is below zero.
+    If that has none, of any label. Only categories with an interval count; None where no gap is
+    below zero.
     """
     below = [g for g in _sure_gaps(run) if g["gap"] < 0]
-    harmful = [g for g in below if g["label"] == "harmful"]
-    return min(harmful or below, key=lambda g: g["gap"], default=None)
+    leading = [g for g in below if g["label"] == run.leading_label]
+    return min(leading or below, key=lambda g: g["gap"], default=None)
 
 
 def _too_few(run: Run, over: float) -> list[str]:
-    """Larger gaps among harmful prompts, of categories with too few prompts for an interval."""
+    """Larger gaps among the leading label's prompts, of categories with too few for an interval."""
     rows = rows_of(run.tables["gaps.parquet"])
     few = [g for g in rows if g["gap"] is not None and g["gap_low"] is None]
-    few = [g for g in few if g["label"] == "harmful" and g["gap"] < over]
+    few = [g for g in few if g["label"] == run.leading_label and g["gap"] < over]
     if not few:
         return []
     worst = min(few, key=lambda g: g["gap"])
     return [
-        f"{worst['category']} is {number(worst['gap'])} {run.unit} from the other harmful prompts, "
+        f"{worst['category']} is {number(worst['gap'])} {run.unit} from the other "
+        f"{worst['label'] or ''} prompts, "
         f"on {several(worst['prompts'], 'prompt')}: too few for an interval."
     ]
 
@@ -138,8 +153,8 @@ def _gap(run: Run) -> list[str]:
     return [
         f"The strongest gap is {gap['category']}: mean Y {number(gap['y'])} {run.unit}, "
         f"{number(gap['gap'])} from the other {gap['label'] or ''} prompts (95 %: {interval}); "
-        f"{percent(gap['refused'])} are refused. The policy predicts {number(gap['prediction'])} "
-        f"there; {carried} carry most of its part of the gap."
+        f"{percent(gap['shows'])} show the behaviour. The policy predicts "
+        f"{number(gap['prediction'])} there; {carried} carry most of its part of the gap."
         + (" The interval includes zero." if gap["gap_high"] >= 0 else ""),
         *_too_few(run, gap["gap"]),
     ]
@@ -151,18 +166,21 @@ def _feature_names(features: Columns) -> Any:
     return lambda i: f"{i} {named[i]}" if named.get(i) else str(i)
 
 
-def _over_refusal(run: Run) -> list[str]:
-    sure = _sure_gaps(run)
-    if not any(g["label"] == "harmful" for g in sure):
+def _most(run: Run) -> list[str]:
+    """Of every other label, the category that shows the behaviour most for it."""
+    sure, leading = _sure_gaps(run), run.leading_label
+    if not any(g["label"] == leading for g in sure):
         return []
-    harmless = sorted((g for g in sure if g["label"] == "harmless"), key=lambda g: -g["gap"])
-    if not harmless or not harmless[0]["refused"] > 0:
-        return []
-    over = harmless[0]
-    return [
-        f"Among harmless prompts, {over['category']} is refused most for its label: "
-        f"{percent(over['refused'])} (gap {signed(over['gap'])} {run.unit})."
-    ]
+    said = []
+    for label in dict.fromkeys(g["label"] for g in sure if g["label"] != leading):
+        most = max((g for g in sure if g["label"] == label), key=lambda g: g["gap"])
+        if most["shows"] > 0:
+            said.append(
+                f"Among {label or 'unlabelled'} prompts, {most['category']} shows the behaviour "
+                f"most for its label: {percent(most['shows'])} "
+                f"(gap {signed(most['gap'])} {run.unit})."
+            )
+    return said
 
 
 def _small(run: Run) -> list[str]:
@@ -190,25 +208,44 @@ def _holds(run: Run, count: int) -> str:
     return steady if totals(run)["sure"] else ""
 
 
+NOT_SAID = (
+    "No pair is flagged, since it is not said which are expected to raise the behaviour: --raises "
+    "LABEL, or a column raises."
+)
+
+
+def _expected(run: Run) -> str:
+    """Which pairs are expected to raise the behaviour, and where that is known from."""
+    known = run.record.get("polarity") or {"raises": ["pairs about harmful prompts"], "source": ""}
+    source = f", by {known['source']}" if known["source"] else ""
+    return f"{' and '.join(known['raises']) or 'some pairs'} to raise it{source}"
+
+
 def _flags(run: Run) -> list[str]:
     t = totals(run)
-    if not t["delta_y"]:
+    if not t["mean_delta_y"]:
+        if not run.moves:
+            return []
         known = "is not known: the run kept scores only."
-        return [f"Which pairs move the behaviour as the other class does {known}"]
+        return [f"Which pairs move the behaviour against what is expected of them {known}"]
+    if not t["delta_y"]:
+        return [NOT_SAID]
     few = any(len(scores) < FEW_PAIRS for scores in t["scores"].values())
     little = "A class has fewer than five pairs: flags against its median say little."
     planted = ""
     if t["planted"]:
         planted = f"; {t['planted_flagged']} of the {t['planted']} planted pairs are among them"
     return [
-        f"{several(t['flagged_delta_y'], 'pair')} move the behaviour as the other class does "
-        f"(mean ΔY on the far side of its median){_holds(run, t['stable_flagged_delta_y'])}"
-        f"{planted}.{' ' + little if few else ''}"
+        f"{several(t['flagged_delta_y'], 'pair')} move the behaviour against what is expected "
+        f"({_expected(run)}; mean ΔY on the far side of the others' median)"
+        f"{_holds(run, t['stable_flagged_delta_y'])}{planted}.{' ' + little if few else ''}"
     ]
 
 
 def _score_flags(run: Run) -> list[str]:
     t = totals(run)
+    if not any(x is not None for x in run.tables["pairs.parquet"].get("raises", [False])):
+        return [] if t["mean_delta_y"] else [NOT_SAID]
     against = next(
         (
             row["spearman"]
@@ -217,18 +254,20 @@ def _score_flags(run: Run) -> list[str]:
         ),
         None,
     )
-    why = "Y is below zero and the policy has no intercept"
+    below = max(run.tables["prompts.parquet"]["y"]) < 0
+    since = ", since Y is below zero and the policy has no intercept" if below else ""
     if against is not None and against < TURNED:
         return [
             "The paper's flags, by score, cannot be read as misaligned here: the score runs "
-            f"against mean ΔY (ρ {number(against, 2)}), since {why}, so that steps which make the "
-            "behaviour likelier move the policy against itself. By score, "
+            f"against mean ΔY (ρ {number(against, 2)}){since}, so that steps which "
+            " make the behaviour likelier move the policy against itself. By score, "
             f"{t['flagged']} would be flagged."
         ]
     known = against is not None
     doubt = (
-        f" Whether they are misaligned cannot be told here: {why}, so that the score may run "
-        "against the behaviour, and mean ΔY, which would show it, was not kept."
+        " Whether they are misaligned cannot be told here: the score may run against the behaviour"
+        f"{since}, and mean ΔY, which would show it, "
+        f"{'was not kept' if run.moves else 'is zero'}."
     )
     pairs, holds = several(t["flagged"], "pair"), _holds(run, t["stable_flagged"])
     verb = "is" if t["flagged"] == 1 else "are"

@@ -93,11 +93,11 @@ def _gaps(s: Summary) -> Iterator[Table]:
     if len(s.gaps) < 2:
         return
     title = "Categories: mean Y of the behaviour; gap: from the label's others"
-    names = ("category", "prompts", "refused", "mean Y", "policy", "gap", "95 %")
+    names = ("category", "prompts", "show it", "mean Y", "policy", "gap", "95 %")
     table = _table(title, *names)
     for g in s.gaps:
         interval = _between(float(g.interval.low[2]), float(g.interval.high[2]))
-        figures = (f"{g.refused:.0%}", f"{g.y:.2f}", f"{g.prediction:.2f}", _figure(g.gap, "+.2f"))
+        figures = (f"{g.shows:.0%}", f"{g.y:.2f}", f"{g.prediction:.2f}", _figure(g.gap, "+.2f"))
         known = interval if np.isfinite(g.interval.low[2]) else "–"
         table.add_row(escape(g.category), str(g.prompts), *figures, known)
     yield table

@@ -11,7 +11,8 @@ from tyro.conf import Positional
 
 from smda_jax.engines.offers import OFFERS, Keep, keep_for
 from smda_jax.errors import InputError
-from smda_jax.reading.behaviours import Options, check_name
+from smda_jax.reading import behaviours
+from smda_jax.reading.behaviours import Options
 from smda_jax.steps.updates import offer
 
 
@@ -50,16 +51,17 @@ class Attribute(Command):
     dictionary_learning)."""
     eval: str
     """Evaluation prompts: parquet, csv, json or jsonl file, or hub:owner/name[:file]. Column
-    prompt; optional prompt_label (harmful, harmless), category, refused."""
+    prompt; optional prompt_label, category, shows (whether it shows the behaviour; or refused)."""
     pairs: str
-    """Training pairs, same formats. Columns prompt, response; optional label, category, planted."""
+    """Training pairs, same formats. Columns prompt, response; optional label, category, planted,
+    raises."""
     out: Path
     """Run folder to write, or to continue."""
     layer: int | None = None
     """Zero-based block whose output the SAE reads; None takes it from the SAE's config."""
     features: str = "contrast:0.1"
-    """Feature ids (3,17,204), a file of ids or policy.json, contrast:T (|mean activation on harmful
-    - on harmless| > T), or all."""
+    """Feature ids (3,17,204), a file of ids or policy.json, contrast:T (|mean activation on prompts
+    of one label - on the others| > T), or all."""
     feature_labels: str | None = None
     """Table with columns feature_id and label, shown beside the ids."""
     neuronpedia: str | None = None
@@ -68,12 +70,40 @@ class Attribute(Command):
     redact: bool = False
     """Leave the texts of prompts and responses out of the run folder."""
     behaviour: str = "begins"
-    """What Y is. begins: the log-probability that the answer begins with one of the targets."""
+    """What Y is. begins: log-probability that the answer begins with one of the targets; contrast:
+    log-odds of the targets against --against; completion: log-probability of a text that a column
+    gives for every prompt; probe: a stream along a --direction; column: a number that a column
+    gives (steps then move X alone); module:name: a smda_jax.Function of your own."""
     targets: tuple[str, ...] = ()
     """Texts that the behaviour is about: for begins, beginnings of the answer, of which the total
     probability counts. Default: the behaviour's own; of begins, I can't with either apostrophe."""
     target_ids: tuple[str, ...] = ()
     """The same as token ids, e.g. 40,649,956 40,649,1431; replaces the texts."""
+    against: tuple[str, ...] = ()
+    """Texts that the targets of contrast are compared with."""
+    against_ids: tuple[str, ...] = ()
+    """The same as token ids; replaces the texts."""
+    column: str = ""
+    """Column of the evaluation prompts that completion or column reads; default completion, y."""
+    less: str = ""
+    """Column whose log-probability completion takes off, such as rejected."""
+    per_token: bool = False
+    """Of completion: the mean over a text's tokens instead of their sum."""
+    direction: str | None = None
+    """Direction of probe: a .npy file, or .safetensors with direction (or weight) and bias."""
+    direction_layer: int | None = None
+    """Zero-based block whose stream probe reads; None: the SAE's."""
+    direction_site: str | None = None
+    """The stream: resid_pre, attn_out, mlp_out, resid_post, ...; None: the SAE's."""
+    direction_token: Literal["turn", "last"] = "turn"
+    """turn: the token that the SAE is read at; last: the last token before the answer."""
+    shows_above: float | None = None
+    """A prompt with a higher Y shows the behaviour, where no column says it; None: the behaviour's
+    own."""
+    raises: tuple[str, ...] = ()
+    """Labels of pairs that are expected to raise Y; pairs of other labels are expected to lower it.
+    Default: the column raises of the pairs, else the labels whose responses begin as the targets
+    do, else nothing is expected, and no pair is flagged."""
     alpha: float = 5.0
     """Ridge penalty of the policy."""
     alpha_folds: int = 0
@@ -106,9 +136,11 @@ class Attribute(Command):
     loss_scope: Literal["response", "all"] = "response"
     """Tokens that a pair's loss averages over."""
     subset: tuple[str, ...] = ()
-    """Evaluation subsets: all, natural, balanced, harmful+harmless, random:N[:SEED].
+    """Evaluation subsets: all, label:LABEL, balanced:LABEL (as many that show the behaviour as
+    others), A+B (as many of one label as of another), random:N[:SEED]; natural and balanced: of the
+    label harmful.
 
-    Default: each that the labels allow.
+    Default: all, and of harmful and harmless prompts the paper's.
     """
     on_overlap: Literal["error", "drop", "keep"] = "error"
     """What to do with evaluation prompts that are also trained on."""
@@ -117,7 +149,7 @@ class Attribute(Command):
     seed: int = 0
     """Of subsets, split and folds."""
     test_fraction: float = 0.2
-    """Share of prompts held out to score the policy, stratified by refusal."""
+    """Share of prompts held out to score the policy, stratified by label and behaviour."""
     bootstrap: int = 1000
     """Resamples of the prompts behind the intervals (95 %) of coefficients, shifts, scores and
     flags; 0: none."""
@@ -168,7 +200,7 @@ class Attribute(Command):
             raise InputError(
                 "--alpha-folds", "one fold leaves nothing to fit on", "0, or at least 2"
             )
-        check_name(self.behaviour)
+        behaviours.check(self.behaviour, self.behaviour_options())
         asked, kind = OFFERS.get(self.engine), offer(self.update)
         true_step = asked is not None and not asked.first_order
         gate_open, keep = self.gate == "off", self.kept()
@@ -212,6 +244,7 @@ class Attribute(Command):
         """As written to run.json; what names a file or folder here is made absolute, so that it can
         be replayed anywhere."""
         named = ("model", "sae", "eval", "pairs", "features", "feature_labels", "out", "cache")
+        named = (*named, "direction")
 
         def plain(value: Any) -> Any:
             return (
@@ -232,15 +265,28 @@ class Attribute(Command):
 
     def behaviour_options(self) -> Options:
         """What is said of the behaviour. Raises InputError if a target is not token ids."""
-        try:
-            ids = tuple(tuple(int(t) for t in text.split(",")) for text in self.target_ids)
-            return Options(self.targets, ids)
-        except ValueError:
-            raise InputError(
-                "--target-ids",
-                f"{' '.join(self.target_ids)!r} is not token ids",
-                "e.g. 40,649,956 40,649,1431",
-            ) from None
+
+        def ids_of(flag: str, texts: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+            try:
+                return tuple(tuple(int(t) for t in text.split(",")) for text in texts)
+            except ValueError:
+                what = f"{' '.join(texts)!r} is not token ids"
+                raise InputError(flag, what, "e.g. 40,649,956 40,649,1431") from None
+
+        return Options(
+            targets=self.targets,
+            target_ids=ids_of("--target-ids", self.target_ids),
+            against=self.against,
+            against_ids=ids_of("--against-ids", self.against_ids),
+            column=self.column,
+            less=self.less,
+            per_token=self.per_token,
+            direction=self.direction or "",
+            direction_layer=self.direction_layer,
+            direction_site=self.direction_site or "",
+            direction_token=self.direction_token,
+            shows_above=self.shows_above,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

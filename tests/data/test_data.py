@@ -14,7 +14,7 @@ from support import EMBEDDED
 
 from smda_jax.data.batch.batches import prompt_batch
 from smda_jax.data.batch.layouts import Padded
-from smda_jax.data.chat import Chat, PromptTokens
+from smda_jax.data.chat import Asked, Chat, PromptTokens
 from smda_jax.data.features import check, parse, read_labels
 from smda_jax.data.records import apply_overlap, digest, load_pairs, load_prompts
 from smda_jax.data.targets import Targets
@@ -66,7 +66,7 @@ def test_every_format_reads_alike_with_the_published_columns(tmp_path, suffix):
     got = load_prompts(write(tmp_path, suffix, ROWS))
     assert got.text == [r["prompt"] for r in ROWS]
     assert got.label == ["harmful", "harmless", None]
-    assert got.refused == [True, False, None]
+    assert got.shows == [True, False, None]
     assert got.ids[0] == digest("How?\u2028Why")
     pairs = [
         {"prompt": "p", "response": "r", "label": "harmful_refusal"},
@@ -88,7 +88,6 @@ def test_ids_are_those_of_the_contract():
         ([{"text": "x"}], "no column 'prompt'"),
         ([{"prompt": "x"}, {"prompt": "  "}], "row 2: prompt is empty"),
         ([{"prompt": "x"}, {"prompt": "y"}, {"prompt": " x"}], "row 3: prompt repeats row 1"),
-        ([{"prompt": "x", "prompt_label": "evil"}], "row 1: unknown prompt_label 'evil'"),
         ([{"prompt": "x", "refused": "maybe"}], "row 1: refused is 'maybe'"),
     ],
 )
@@ -106,7 +105,7 @@ def test_bad_prompts_name_file_and_row(tmp_path, rows, message):
             [{"prompt": "x", "response": "y"}, {"prompt": "x ", "response": "y"}],
             "row 2: pair repeats row 1",
         ),
-        ([{"prompt": "x", "response": "y", "label": "harmfull"}], "unknown label 'harmfull'"),
+        ([{"prompt": "x", "response": "y", "raises": "up"}], "row 1: raises is 'up'"),
     ],
 )
 def test_bad_pairs_name_file_and_row(tmp_path, rows, message):
@@ -217,16 +216,17 @@ def test_log_probability_scores_each_sequence_under_its_own_history(sequences, p
     targets = Targets.of(free)
     # A model whose next-token distribution is a random function of the last two tokens.
     table = np.random.default_rng(0).normal(size=(4, 5, 4)).astype(np.float32)
-    ids = [PromptTokens([n % 4] * (n + 1), 0) for n in range(prompts)]
+    asked = Asked(targets.rows, targets.positions)
+    ids = [PromptTokens([n % 4] * (n + 1), 0, asked) for n in range(prompts)]
     behaviour = Begins(targets)
     layout = Padded(16, prompts)
-    batch = prompt_batch(ids, behaviour.histories, behaviour.positions, layout)
+    batch = prompt_batch(ids, layout)
     before = np.concatenate(
         [np.full((len(batch.tokens), 1), 4), np.asarray(batch.tokens)[:, :-1]], axis=1
     )
     logits = table[np.asarray(batch.tokens), before]
     rows = np.take_along_axis(logits, np.asarray(batch.answers)[:, :, None], axis=1)
-    got = behaviour.value(Seen(jnp.asarray(rows), jnp.zeros((prompts, 1))))
+    got = behaviour.value(Seen(jnp.asarray(rows), jnp.zeros((prompts, 1)), {}))
     for n, prompt in enumerate(ids):
         total = 0.0
         for s in free:

@@ -12,8 +12,6 @@ from oracle_kinds import KINDS
 from support import (
     BEHAVIOUR,
     ETA,
-    HISTORIES,
-    POSITIONS,
     close,
     each,
     evaluate,
@@ -83,7 +81,7 @@ def test_first_order_engines_equal_moved_weights(checkpoints, kind, dtype, site,
         pairs = [pair for pair in pairs if len(pair.ids) <= width]
         shared = shared_length(prompts)
         layout = padded(prompts, 24 - shared)
-        batch = prompt_batch(prompts, HISTORIES, POSITIONS, layout, shared)
+        batch = prompt_batch(prompts, layout, shared)
         start = base(params, batch, BEHAVIOUR, Site(*site))
         for n, (h, y) in enumerate(read):
             close(start.h[n], h, 1e-9 if dtype == "float64" else 1e-4)
@@ -116,7 +114,7 @@ def test_query_equals_moved_weights(checkpoints, kind, dtype, site, scope, width
         loss, norm, dh, dy = (np.stack(v) for v in zip(*wanted[: len(pairs)], strict=True))
         head = shared_length(prompts)
         layout = padded(prompts, 24 - head)
-        batch = prompt_batch(prompts, HISTORIES, POSITIONS, layout, head)
+        batch = prompt_batch(prompts, layout, head)
         block = pair_batch(pairs, scope, padded(pairs, width))
         W = r.normal(size=(params.config.hidden, 4))
         encoder = Encoder(jnp.asarray(W, dtype), jnp.zeros(4, dtype))
@@ -162,7 +160,7 @@ def test_forward_reads_several_layers_in_one_pass(checkpoints):
     with numerics("float64"):
         params = checkpoint.load(checkpoints["llama_all_biases_linear_rope"], "float64")
         prompts, pairs = tokens(params.config.vocab)
-        batch = prompt_batch(prompts, HISTORIES, POSITIONS, padded(prompts, 12), 4)
+        batch = prompt_batch(prompts, padded(prompts, 12), 4)
         steps, _ = steps_of(params, pair_batch(pairs, "response", padded(pairs, 32)))
         several = Site("resid_post", 1, (3, 0))
         together = forward(params, steps, batch, BEHAVIOUR, several)
@@ -183,7 +181,7 @@ def test_results_do_not_depend_on_what_they_travel_with(checkpoints):
         def run(ps, qs, width=16, pair_width=32, shared=4, rows=3):
             steps, found = steps_of(params, pair_batch(qs, "response", padded(qs, pair_width)))
             layout = padded(ps, width - shared, rows)
-            batch = prompt_batch(ps, HISTORIES, POSITIONS, layout, shared)
+            batch = prompt_batch(ps, layout, shared)
             out = forward(params, steps, batch, BEHAVIOUR, site)
             return out.h[:, : len(ps)], out.y[:, : len(ps)], found.gradient_norm
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import BEHAVIOUR, ETA, HISTORIES, POSITIONS, close, padded, tokens
+from support import BEHAVIOUR, ETA, close, padded, tokens
 
 from smda_jax.data.batch.batches import (
     pair_batch,
@@ -43,11 +43,11 @@ def test_packed_prompts_are_read_as_padded_ones(checkpoints, kind, site, lanes):
         z, y = r.normal(size=(2, 3, 2)), r.normal(size=(2, 3))
         for shared in (0, shared_length(prompts)):
             layout = padded(prompts, 24 - shared)
-            plain = prompt_batch(prompts, HISTORIES, POSITIONS, layout, shared)
+            plain = prompt_batch(prompts, layout, shared)
             whole = base(params, plain, BEHAVIOUR, where)
             (chunk,) = packed_chunks([len(p.ids) - shared + 2 for p in prompts], 3, lanes)
             own = [prompts[i] for i in chunk.rows]
-            batch = prompt_batch(own, HISTORIES, POSITIONS, chunk.layout, shared)
+            batch = prompt_batch(own, chunk.layout, shared)
             found = base(params, batch, BEHAVIOUR, where)
             close(chunk.scatter(np.asarray(found.h)), np.asarray(whole.h)[chunk.rows], 1e-12)
             close(chunk.scatter(np.asarray(found.y)), np.asarray(whole.y)[chunk.rows], 1e-12)
@@ -66,7 +66,7 @@ def test_a_pair_that_is_not_finite_does_not_spoil_those_beside_it(checkpoints):
         (chunk,) = packed_chunks([len(p.ids) for p in pairs], 2, 1, scored)
         batch = pair_batch([pairs[i] for i in chunk.rows], "response", chunk.layout)
         encoder = Encoder(jnp.ones((params.config.hidden, 1)), jnp.zeros(1))
-        plain = prompt_batch(prompts, HISTORIES, POSITIONS, padded(prompts, 24))
+        plain = prompt_batch(prompts, padded(prompts, 24))
         weighting, site = Weighting(None, np.ones((1, 3))), Site("resid_post", 1)
         asked = query(params, plain, Weighted(encoder, weighting), BEHAVIOUR, site)
         rare = next(t for t in pairs[1].ids if t not in pairs[0].ids)

@@ -12,8 +12,6 @@ from safetensors.numpy import save_file
 from support import (
     BEHAVIOUR,
     ETA,
-    HISTORIES,
-    POSITIONS,
     SEQUENCES,
     close,
     evaluate,
@@ -93,7 +91,7 @@ def equals_moved_weights(folder, update, step_of):
     names = [name for name, _ in model.named_parameters()]
     with numerics("float64"):
         params, update = checkpoint.load(folder, "float64"), update.ready()
-        batch = prompt_batch(prompts, HISTORIES, POSITIONS, padded(prompts, 12), 4)
+        batch = prompt_batch(prompts, padded(prompts, 12), 4)
         features = jnp.asarray(r.normal(size=(params.config.hidden, 2)))
         weighting = Weighting(None, np.ones((1, 3)))
         encoder = Encoder(features, jnp.zeros(2))
@@ -197,7 +195,7 @@ def test_finite_equals_a_copied_weights_step_and_tends_to_forward(checkpoints, k
     gradients = [oracle.gradient(model, p.ids, p.response)[1] for p in pairs]
     with numerics("float64"):
         params = checkpoint.load(checkpoints[kind], "float64")
-        batch = prompt_batch(prompts, HISTORIES, POSITIONS, padded(prompts, 24))
+        batch = prompt_batch(prompts, padded(prompts, 24))
         block = pair_batch(pairs, "response", padded(pairs, 32))
         errors = []
         for eta in (4e-3, 2e-3, 1e-3):

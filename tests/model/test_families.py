@@ -26,8 +26,10 @@ def test_logits_and_every_stream_equal_transformers_in_float64(checkpoints, kind
         @jax.jit
         def read(params, tokens):
             x = embed(params, tokens)
-            wanted = {site: Wanted(read=Read(site, layers, at[:, None])) for site in SITES}
-            return {site: run_blocks(params, x, wanted=own).read for site, own in wanted.items()}
+            wanted = {site: Wanted((Read(site, layers, at[:, None]),)) for site in SITES}
+            return {
+                site: run_blocks(params, x, wanted=own).reads[0] for site, own in wanted.items()
+            }
 
         reads = read(params, jnp.asarray(IDS))
         for row, ids in enumerate(IDS.tolist()):

@@ -73,7 +73,7 @@ def test_a_gap_is_what_features_carry_and_what_the_policy_does_not_know(rng):
     # A mean of n prompts is uncertain by its standard error: 95 % is 3.92 of them wide.
     width = found[0].interval.high[0] - found[0].interval.low[0]
     assert width == pytest.approx(3.92 * Y[odd].std() / 30**0.5, rel=0.15)
-    assert found[0].refused == (Y > -1)[odd].mean()
+    assert found[0].shows == (Y > -1)[odd].mean()
     assert np.isnan(found[2].gap)
     assert not gaps(X, Y, W, Y > -1, [None] * 90, label)
     # A few prompts say what they are, not how sure that is, and come last.

@@ -64,15 +64,15 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     assert (share < 0.95 + 0.047).all(), share
 
 
-def test_flags_are_of_the_pairs_on_the_other_classes_side():
-    label = ["harmful_refusal"] * 3 + ["harmless_compliance"] * 3 + [None]
+def test_flags_are_of_the_pairs_on_the_other_side():
+    label = [True] * 3 + [False] * 3 + [None]
     score = np.array([3.0, 2.0, -1.0, 0.0, 0.5, 4.0, 9.0])
     assert misaligned(score, label).tolist() == [False, False, True, False, False, True, False]
     assert misaligned(np.stack([score, -score]), label).shape == (2, 7)
     assert misaligned(score, label, 0.0).tolist() == [False, False, True, False, False, True, False]
-    assert not misaligned(score, ["harmful_refusal"] * 7).any()
+    assert not misaligned(score, [True] * 7).any()
     assert can_be_flagged(label).tolist() == [True] * 6 + [False]
-    assert not can_be_flagged(["harmful_refusal"] * 7).any()
+    assert not can_be_flagged([True] * 7).any()
 
 
 def test_a_run_says_how_sure_it_is(files, tmp_path):
@@ -93,7 +93,7 @@ def test_a_run_says_how_sure_it_is(files, tmp_path):
     assert (pairs["mean_delta_y_low"] <= pairs["mean_delta_y"]).all()
     assert (pairs["mean_delta_y_high"] >= pairs["mean_delta_y"]).all()
     assert (
-        pairs["flagged_delta_y"] == misaligned(pairs["mean_delta_y"], pairs["label"].tolist())
+        pairs["flagged_delta_y"] == misaligned(pairs["mean_delta_y"], pairs["raises"].tolist())
     ).all()
     policy = json.loads((out / "policy.json").read_text())["metadata"]["bootstrap"]
     assert policy["resamples"] == 200

@@ -71,8 +71,8 @@ def test_options_that_no_run_can_use(files, tmp_path, capsys, options, words):
         ),
         (
             "eval",
-            [{"prompt": "x", "prompt_label": "bad"}],
-            ["bad.jsonl, row 1", "unknown prompt_label"],
+            [{"prompt": "x", "shows": "bad"}],
+            ["bad.jsonl, row 1", "shows is 'bad'"],
         ),
         (
             "pairs",

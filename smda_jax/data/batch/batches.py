@@ -1,10 +1,10 @@
 """Batches of prompts and of pairs, in whatever layout."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from smda_jax.data.batch.layouts import Layout, items_at
 from smda_jax.data.chat import LossScope, PairTokens, PromptTokens
@@ -34,15 +34,21 @@ class TokenBatch:
 
 @pytree
 class PromptBatch(TokenBatch):
-    """Prompts, each in as many rows as the behaviour has histories to append.
+    """Prompts, each in as many rows as the behaviour has sequences to append.
 
     Attributes:
         read_at: the token that the residual stream is read at, by its place in the lane.
+        last: the last token of the prompt, by its place in the lane.
         answer_at: positions whose next token the behaviour reads, by their places in the lane.
+        given: what the behaviour is told of each prompt, by name; lane after lane.
+        copies: rows of a prompt; static.
     """
 
     read_at: Int[Array | np.ndarray, "lane row"]
+    last: Int[Array | np.ndarray, "lane row"]
     answer_at: Int[Array | np.ndarray, "lane row position"]
+    given: Mapping[str, Shaped[Array | np.ndarray, "prompt *shape"]]
+    copies: int = struct.field(pytree_node=False, kw_only=True, default=1)
 
     @property
     def answers(self) -> Int[Array | np.ndarray, "lane row_position"]:
@@ -90,36 +96,33 @@ def scored_positions(pair: PairTokens, scope: LossScope) -> Int[np.ndarray, " po
     return np.arange(first - 1, len(pair.ids) - 1)
 
 
-def prompt_batch(
-    prompts: Sequence[PromptTokens],
-    histories: Sequence[Sequence[int]],
-    positions: int,
-    layout: Layout,
-    shared: int = 0,
-) -> PromptBatch:
-    """A batch of prompts.
+def prompt_batch(prompts: Sequence[PromptTokens], layout: Layout, shared: int = 0) -> PromptBatch:
+    """A batch of prompts, with what is asked of them.
 
     Args:
         prompts: of the batch; the longest first, if it is packed.
-        histories: token sequences that are appended, each in a row of its own.
-        positions: read from each row, from the last token of the prompt on.
-        layout: of what each prompt has beyond the shared tokens, with the longest history.
+        layout: of what each prompt has beyond the shared tokens, with what is appended.
         shared: leading tokens that all prompts have in common.
     """
     items = [prompts[i] for i in items_at(layout, len(prompts))]
-    rows = [[*p.ids, *history] for p in items for history in histories]
+    copies, positions = len(items[0].asked.rows), items[0].asked.positions
+    rows = [[*p.ids, *appended] for p in items for appended in p.asked.rows]
     laid = layout.lay(rows, shared)
-    ends = np.array([len(p.ids) - 1 for p in items for _ in histories])
+    shape = laid.start.shape
+    ends = np.repeat([len(p.ids) - 1 for p in items], copies)
     last = np.array([len(ids) - 1 for ids in rows])
     answer = np.minimum(ends[:, None] + np.arange(positions), last[:, None])
-    read = np.array([p.read_at for p in items for _ in histories])
-    shape = laid.start.shape
+    read = np.repeat([p.read_at for p in items], copies)
+    told = {name: np.stack([p.asked.given[name] for p in items]) for name in items[0].asked.given}
     return PromptBatch(
         tokens=laid.tokens,
         packing=laid.packing,
         read_at=(laid.start + read.reshape(shape)).astype(np.int32),
-        answer_at=(laid.start[..., None] + answer.reshape(*shape, -1)).astype(np.int32),
+        last=(laid.start + ends.reshape(shape)).astype(np.int32),
+        answer_at=(laid.start[..., None] + answer.reshape(*shape, positions)).astype(np.int32),
+        given=told,
         shared=shared,
+        copies=copies,
     )
 
 

@@ -20,12 +20,12 @@ def price(w: Workload, limit: int) -> Price:
     batch = clamp(0.3 * limit / held, min(w.prompts, 256))
     batches = w.prompts / batch
     # Each batch of prompts takes the pairs once more forwards and backwards through every block.
-    again = batches * w.pairs * w.pair_tokens * 2 * c.layers * layer_flop(c, w.pair_tokens)
+    again = batches * w.pairs * w.pair_tokens * 2 * w.depth * layer_flop(c, w.pair_tokens)
     pushed = w.pairs * (w.prompts * tail + batches * w.shared)
     flop = {
         "pairs": pair_gradients(w) + again,
-        "prompts": w.prompts * tail * 2 * c.layers * own * w.pairs / pairs,
-        "push": pushed * c.layers * (own + injection(w))
+        "prompts": w.prompts * tail * 2 * w.depth * own * w.pairs / pairs,
+        "push": pushed * w.depth * (own + injection(w))
         + w.pairs * w.prompts * head_injection(w, with_tangent=True),
     }
     return Price(flop, pairs, batch)

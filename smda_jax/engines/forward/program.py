@@ -12,6 +12,7 @@ from smda_jax.model.config import ModelConfig
 from smda_jax.model.forward import (
     BlockTaps,
     Context,
+    Read,
     TapSource,
     at_token,
     at_tokens,
@@ -24,7 +25,7 @@ from smda_jax.model.forward import (
 )
 from smda_jax.model.params import Layer, Params
 from smda_jax.reading.behaviours.contract import Behaviour, Seen
-from smda_jax.reading.readout import Reading
+from smda_jax.reading.readout import Reading, given_of, spot_read
 from smda_jax.reading.site import Site
 from smda_jax.runtime.devices import Replicated, Rows
 from smda_jax.runtime.programs import program
@@ -46,9 +47,10 @@ def forward(
     """
     config, pairs, taps = params.config, steps.pairs, steps.as_taps()
     tokens, shared = jnp.asarray(batch.tokens), batch.shared
-    read_at = jnp.asarray(batch.read_at)[:, 0] - shared
+    reads = (Read(site.stream, site.layers, jnp.asarray(batch.read_at) - shared),)
+    reads += spot_read(behaviour, batch, shared)
     answers = jnp.asarray(batch.answers) - shared
-    rows, dtype = tokens.shape[0], params.embed.dtype
+    dtype, depth = params.embed.dtype, params.depth
 
     def start(ids: Array) -> "Moving":
         change = scale_embedding(config, inject(taps.tree["embed"], ids))
@@ -58,41 +60,62 @@ def forward(
         first, rest, found = carry
         index, layer, kept = xs
         own = jax.vmap(taps.layer, LAYER_AXES)(layer, kept)
-        advance = Advance(config, layer, own, site.stream)
+        advance = Advance(config, layer, own)
         past = dpast = None
         if shared:
-            first, (past, dpast), _ = advance.run(first, None, jnp.zeros(1, jnp.int32))
-        rest, _, read = advance.run(rest, (past, dpast), read_at)
+            first, (past, dpast), _ = advance.run(first, None, ())
+        rest, _, now = advance.run(rest, (past, dpast), reads)
 
-        def chosen(kept: Array, now: Array) -> Array:
-            at_layer = (index == layers).reshape(-1, *[1] * now.ndim)
+        def chosen(kept: Array, now: Array, layers: tuple[int, ...]) -> Array:
+            at_layer = (index == jnp.asarray(layers)).reshape(-1, *[1] * now.ndim)
             return jnp.where(at_layer, now[None], kept)
 
-        return (first, rest, Moving(*map(chosen, found, read))), None
+        both = zip(found, now, reads, strict=True)
+        found = tuple(
+            Moving(chosen(kept.x, one.x, read.layers), chosen(kept.change, one.change, read.layers))
+            for kept, one, read in both
+        )
+        return (first, rest, found), None
 
-    layers = jnp.asarray(site.layers)
-    several = len(site.layers)
-    shape = (several, rows, config.hidden)
-    found = Moving(jnp.zeros(shape, dtype), jnp.zeros((several, pairs, *shape[1:]), dtype))
+    whole = start(tokens[:, shared:])
+
+    def nothing(read: Read) -> Moving:
+        x = read.nothing(whole.x)[:, :, 0]
+        return Moving(x, jnp.zeros((x.shape[0], pairs, *x.shape[1:]), dtype))
+
+    found = tuple(map(nothing, reads))
     header = start(tokens[:1, :shared]) if shared else None
     stack = Layer(params.blocks, jnp.asarray(params.kinds))
-    xs = (jnp.arange(config.layers), stack, taps.tree["blocks"])
-    (_, last, found), _ = jax.lax.scan(body, (header, start(tokens[:, shared:]), found), xs)
-    h, dh = (v[..., :: len(behaviour.histories), :] for v in found)
+    kept = jax.tree.map(lambda leaf: leaf[:depth], taps.tree["blocks"])
+    xs = (jnp.arange(depth), stack, kept)
+    (_, last, found), _ = jax.lax.scan(body, (header, whole, found), xs)
+    at_site, *at_spot = (Moving(*(v[..., :: batch.copies, :] for v in one)) for one in found)
+    dh = at_site.change
+    h, dh_seen = (
+        (v[0] for v in at_spot[0]) if at_spot else map(jnp.zeros_like, (at_site.x[0], dh[0]))
+    )
+    given, shape = given_of(batch), (*batch.answer_at.shape[:2], batch.answer_at.shape[2])
+    if not shape[2]:  # no logits are read: nothing above the layers that are run
+
+        def of_stream(h: Array) -> Array:
+            return behaviour.value(Seen(jnp.zeros((shape[0] * shape[1], 0, 0), dtype), h, given))
+
+        _, linear = jax.linearize(of_stream, h)
+        return Reading(dh[0], jax.vmap(linear)(dh_seen), dh[1:])
 
     def behaviour_of(x: Array, tree: dict[str, Array], h: Array) -> tuple[Array, dict[str, Array]]:
         logits, inputs = unembed(params, x, TapSource(tree))
-        return behaviour.value(Seen(logits, h)), inputs
+        return behaviour.value(Seen(logits, h, given)), inputs
 
     zeros = head_zeros(config, *answers.shape, dtype=dtype)
     primal = at_tokens(last.x, answers)
-    _, linear, inputs = jax.linearize(behaviour_of, primal, zeros, h[0], has_aux=True)
+    _, linear, inputs = jax.linearize(behaviour_of, primal, zeros, h, has_aux=True)
     injected = {
         "final_norm": inject(taps.tree["final_norm"], inputs["final_unit"]),
         "unembed": inject(taps.tree["unembed"], inputs["final_in"]),
     }
     dx = jax.vmap(at_tokens, (0, None))(last.change, answers)
-    return Reading(dh[0], jax.vmap(linear)(dx, injected, dh[0]), dh[1:])
+    return Reading(dh[0], jax.vmap(linear)(dx, injected, dh_seen), dh[1:])
 
 
 class Moving(NamedTuple):
@@ -109,37 +132,38 @@ class Advance(NamedTuple):
         config: of the model.
         layer: the block's parameters, and its number.
         steps: the pairs' steps of its operations, by name.
-        stream: the stream that the SAE reads, if the SAE reads this block.
     """
 
     config: ModelConfig
     layer: Layer
     steps: dict[str, OperationStep]
-    stream: str
 
     def run(
-        self, moving: Moving, past: tuple[Past | None, Past | None] | None, at: Array
-    ) -> tuple[Moving, tuple[Past, Past], Moving]:
+        self,
+        moving: Moving,
+        past: tuple[Past | None, Past | None] | None,
+        reads: tuple[Read, ...],
+    ) -> tuple[Moving, tuple[Past, Past], tuple[Moving, ...]]:
         """The block, linearised once.
 
         Returns:
-            the stream after it, keys and values of row 0 with their changes, and the stream that
-            is read at the tokens `at`.
+            the stream after it, keys and values of row 0 with their changes, and the streams that
+            would be read here.
         """
         before, dbefore = past or (None, None)
 
         def primal(
             x: Array, taps: dict[str, Array], past: Past | None
-        ) -> tuple[tuple[Array, Past, Array], dict[str, Array]]:
+        ) -> tuple[tuple[Array, Past, tuple[Array, ...]], dict[str, Array]]:
             out = block(self.config, self.layer, x, BlockTaps(taps), Context(past))
             assert out.past is not None
-            read = at_token(out.streams[self.stream], at)
-            return (out.streams["resid_post"], out.past, read), out.inputs
+            found = tuple(at_token(out.streams[read.stream], read.at[:, 0]) for read in reads)
+            return (out.streams["resid_post"], out.past, found), out.inputs
 
         x, dx = moving
         zeros = block_zeros(self.config, *x.shape[:2], dtype=x.dtype)
         (y, kv, h), linear, inputs = jax.linearize(primal, x, zeros, before, has_aux=True)
-        reads = {op.name: op.reads for op in self.config.table}
-        injected = {name: inject(step, inputs[reads[name]]) for name, step in self.steps.items()}
+        of = {op.name: op.reads for op in self.config.table}
+        injected = {name: inject(step, inputs[of[name]]) for name, step in self.steps.items()}
         dy, dkv, dh = jax.vmap(linear)(dx, injected, dbefore)
-        return Moving(y, dy), (kv, dkv), Moving(h, dh)
+        return Moving(y, dy), (kv, dkv), tuple(map(Moving, h, dh))

@@ -8,7 +8,7 @@ import numpy as np
 
 from smda_jax.data.batch.chunks import Chunk, padded_chunks
 from smda_jax.data.batch.layouts import Padded
-from smda_jax.engines.changes import with_room
+from smda_jax.engines.changes import mean_of, with_room
 from smda_jax.engines.contract import BlockShifts, Job, Part, refuse_non_finite
 from smda_jax.engines.offers import OFFERS, EngineOffer
 from smda_jax.engines.query import price as prices
@@ -118,7 +118,7 @@ class QueryEngine:
             return BlockShifts(value[: len(job.policies)], None, None, unknown)
         x, y, mean = questions.split(value)
         W = np.stack([p.W for p in job.policies])
-        return BlockShifts(np.einsum("qk,qpk->qp", W, x + y), x, y, mean)
+        return BlockShifts(np.einsum("qk,qpk->qp", W, x + y), x, y, mean_of(job, mean))
 
     def compare(
         self, job: Job, stored: dict[str, np.ndarray], rows: np.ndarray

@@ -65,10 +65,9 @@ def pull_readouts(
             return None if weight is None else rows.gather(weight, 1).astype(e.h.dtype)
 
         own = [e.tokens[i] for i in rows.rows]
-        histories, positions = e.behaviour.histories, e.behaviour.positions
-        batch = prompt_batch(own, histories, positions, chunk.layout, shared)
+        batch = prompt_batch(own, chunk.layout, shared)
         weighted = Weighted(e.encoder, Weighting(*map(of_batch, weighting)))
-        args = (e.model.params, batch, weighted)
+        args = (e.params, batch, weighted)
         found = program.query.run(*args, behaviour=e.behaviour, site=e.site)
         total[:] = [program.add(total[0], found) if total else found]
         progress(len(own) / len(chosen))

@@ -25,7 +25,7 @@ def price(w: Workload, limit: int) -> Price:
     batch = clamp(0.2 * limit / held, min(w.prompts, 256))
     if w.keep.coefficients:
         many = w.policies * w.features
-        pulls = (tail * own * c.layers - unread) * (1 + 2 * (many + 1))
+        pulls = (tail * own * w.depth_of_y - unread * (w.positions > 0)) * (1 + 2 * (many + 1))
         prompts = pulls + tail * own * depth * (1 + 2 * many)
         pairs = -(-2 * many // readouts_at_a_time(w, limit)) * pair_gradients(w)
         held = 3 * (s * c.layers * everything + w.scored * 3 * c.vocab)
@@ -33,7 +33,7 @@ def price(w: Workload, limit: int) -> Price:
         # Tangents, which keep nothing between the layers; the header of the pairs is run once per
         # chunk.
         each = 1 + 2 * w.policies
-        prompts = (tail * c.layers * own - unread) * each
+        prompts = (tail * w.depth * own - unread * (w.positions > 0)) * each
         tails = s - w.shared_pairs
         layers = tails * c.layers * layer_flop(c, s) - spared(late, tails - w.scored)
         pairs = w.pairs * each * (layers + 2.0 * w.scored * c.vocab * c.hidden)

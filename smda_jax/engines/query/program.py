@@ -89,7 +89,8 @@ def query(
     is what is pulled back.
     """
     encoder, weighting = weighted
-    needed = params if weighting.y is not None else params.up_to(site.layer)
+    through_y = weighting.y is not None and behaviour.moves
+    needed = params if through_y else params.up_to(site.layer)
 
     def readouts(params: Params) -> Weighting:
         reading = read(params, batch, behaviour, site)
@@ -148,6 +149,13 @@ def directional_derivative(
         return jax.jvp(lambda params: scored_losses(params, batch)[0], (params,), (q,))
 
     g = query.gradient
+    missing = params.config.layers - g.depth
+    if missing:  # what is read lies below: the layers above have no part in it
+
+        def fill(leaf: Array) -> Array:
+            return jnp.concatenate([leaf, jnp.zeros((missing, *leaf.shape[1:]), leaf.dtype)])
+
+        g = g.map_parts(lambda leaf: leaf, fill)
     if query.readouts == 1:  # without an axis of one, XLA moves less about
         only = g.map_parts(lambda leaf: leaf[0], lambda leaf: leaf[:, 0])
         losses, slope = change(only)

@@ -1,7 +1,7 @@
 """Engine `reverse` over a data set: batches of readouts go down the layers together."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -30,7 +30,6 @@ from smda_jax.engines.reverse.program import (
 )
 from smda_jax.engines.reverse.slots import Room, prompts_at_a_time, readout_slots
 from smda_jax.model.params import Layer
-from smda_jax.reading.behaviours.contract import longest_history
 from smda_jax.reading.evaluation import Evaluation
 from smda_jax.reading.network import Progress, silent
 from smda_jax.runtime.devices import Replicated, devices, fetch
@@ -91,11 +90,22 @@ def reverse(
 
 @dataclass
 class _Batch:
-    """A batch of readouts on its way down, and where its results belong."""
+    """A batch of readouts on its way down, and where its results belong.
+
+    Attributes:
+        tokens: of its prompts.
+        start: where it is.
+        put: takes its results.
+        stream: that readouts look at on the way.
+        layer: at which they do.
+        reads: how.
+    """
 
     tokens: np.ndarray
     start: Start
     put: Callable[[np.ndarray], None]
+    stream: str = "resid_post"
+    layer: int = -1
     reads: Reads | None = None
 
 
@@ -125,8 +135,9 @@ class _Descent:
         # forwards.
         budget = padding_budget(config.flop_per_token, 4 + self.pairs / 8)
         split = partial(padded_chunks, padding_budget=budget)
-        tail = longest_history(e.behaviour)
-        for_each([n + tail for n in lengths], self.batch_size, split, self._add_y)
+        if e.behaviour.moves:
+            whole = [e.tokens[i].length for i in self.rows.tolist()]
+            for_each(whole, self.batch_size, split, self._add_y)
         if len(slots.prompt):
             size = slots.feature.shape[1]
             ends = np.array([e.tokens[i].read_at + 1 for i in self.rows.tolist()])
@@ -134,7 +145,8 @@ class _Descent:
             most = max(1, self.batch_size // size)
             for_each(ends[slots.prompt].tolist(), most, split, partial(self._add_h, slots))
         visits = sum(batch.start.stream.shape[0] for batch in self.batches)
-        for index in reversed(range(config.layers)):
+        deepest = max((batch.start.stream.shape[0] for batch in self.batches), default=0)
+        for index in reversed(range(deepest)):
             layer = e.model.params.layer(index)
             formed = self._form(index, layer)
             for batch in self.batches:
@@ -148,23 +160,27 @@ class _Descent:
 
     def _add_y(self, chunk: Chunk) -> None:
         """Starts the readouts of Y of some prompts."""
-        e, histories = self.e, len(self.e.behaviour.histories)
+        e, spot = self.e, self.e.behaviour.spot
         batch, _ = batch_of(e, self.rows[chunk.rows], chunk, shared=0)
-        begin = start_y
-        if e.behaviour.reads_stream:
-            begin = start_y.placed(start_y.args, START_OF_STREAM)
-        asked = {"behaviour": e.behaviour, "site": e.site}
-        start = begin.run(e.model.params, self.groups, batch, **asked)
-        reads = None
-        if start.at_site is not None:
-            # Above the site the readouts come down from the head, and below both meet.
-            reads = Reads(np.asarray(batch.read_at)[:, 0], start.at_site, alone=False)
+        begin = start_y if spot is None else start_y.placed(start_y.args, START_OF_STREAM)
+        params = e.params
+        if spot is not None and not batch.answers.shape[1]:
+            params = e.model.params.up_to(spot.layer)
+        start = begin.run(params, self.groups, batch, behaviour=e.behaviour)
 
         def put(total: np.ndarray) -> None:
-            of_prompts = total[:, :, 0].reshape(self.pairs, -1, histories).sum(axis=2)
+            of_prompts = total[:, :, 0].reshape(self.pairs, -1, batch.copies).sum(axis=2)
             self.dy[:, chunk.rows] = of_prompts[:, : len(chunk.rows)]
 
-        self.batches.append(_Batch(np.asarray(batch.tokens), start, put, reads))
+        own = _Batch(np.asarray(batch.tokens), start, put)
+        if spot is not None:
+            assert start.at_spot is not None
+            at = batch.last if spot.token == "last" else batch.read_at
+            # Above the spot the readouts may come down from the head, and below both meet.
+            alone = not batch.answers.shape[1]
+            reads = Reads(np.asarray(at)[:, 0], start.at_spot, alone)
+            own = replace(own, stream=spot.stream, layer=spot.layer, reads=reads)
+        self.batches.append(own)
 
     def _add_h(self, slots: Any, chunk: Chunk) -> None:
         """Starts the readouts of features of some slots."""
@@ -190,7 +206,8 @@ class _Descent:
             self.dz[:, where, feature[real]] = total[:, : len(some)][:, real]
 
         reads = Reads(at, direction.astype(e.model.dtype))
-        self.batches.append(_Batch(tokens, start, put, reads))
+        site = {"stream": e.site.stream, "layer": e.site.layer}
+        self.batches.append(_Batch(tokens, start, put, **site, reads=reads))
 
     def _form(self, index: int, layer: Layer) -> Matrices:
         """The steps of all pairs in a layer."""
@@ -210,13 +227,12 @@ class _Descent:
     def _pull(self, batch: _Batch, index: int, layer: Layer, formed: Matrices) -> None:
         """Takes a batch of readouts one layer down."""
         config, start = self.e.model.config, batch.start
-        reads = batch.reads if index == self.e.site.layer else None
+        reads = batch.reads if index == batch.layer else None
         pulled = Pulled(start.stream[index], start.g, start.total, reads)
         rows = pull_layer.args[1]
         rows = rows.replace(reads=reads and rows.reads.replace(alone=reads.alone))
         pull = pull_layer.placed((Replicated(), rows, Replicated()), pull_layer.result)
-        static = {"config": config, "stream": self.e.site.stream}
-        g, total = pull.run(layer, pulled, formed, **static)
+        g, total = pull.run(layer, pulled, formed, config=config, stream=batch.stream)
         batch.start = Start(start.stream[:index], g, total)
 
 

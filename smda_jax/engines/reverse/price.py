@@ -38,14 +38,19 @@ def price(w: Workload, limit: int) -> Price:
     slots = w.prompts * -(-asked // slot)
     own, room = layer_flop(c, tokens), Room(pairs, w.itemsize, limit)
     chunks = -(-w.prompts // prompts_at_a_time(c, w.layer, tokens, counts, room))
-    contract = w.prompts * c.layers * _contraction(w, pairs, 1)
+    contract = w.prompts * w.depth_of_y * _contraction(w, pairs, 1)
     contract += slots * (depth - 1) * _contraction(w, pairs, slot)
     # In the layer that is read, most operations matter at one token only.
     contract += slots * 2 * sum(op.size * (1 + slot / op.inputs) for op in linears)
     # Each chunk of prompts takes the pairs once more through every layer, and forms their
     # matrices there.
-    form = w.pairs * w.pair_tokens * c.layers * (3 * layer_flop(c, w.pair_tokens) + 2.0 * weights)
-    pulls = w.prompts * c.layers * 4 + slots * depth * 2 * (1 + slot)
+    form = (
+        w.pairs
+        * w.pair_tokens
+        * max(w.depth_of_y, depth)
+        * (3 * layer_flop(c, w.pair_tokens) + 2.0 * weights)
+    )
+    pulls = w.prompts * w.depth_of_y * 4 + slots * depth * 2 * (1 + slot)
     flop = {
         "pairs": pair_gradients(w) + chunks * form,
         "pull": w.pairs / pairs * tokens * own * pulls,

@@ -19,7 +19,6 @@ from smda_jax.model.config import ModelConfig
 from smda_jax.model.forward import (
     RESIDUAL,
     BlockTaps,
-    Read,
     TapSource,
     Wanted,
     at_token,
@@ -36,7 +35,7 @@ from smda_jax.model.operations import Linear, Reach
 from smda_jax.model.params import Layer, Params
 from smda_jax.pytree import pytree
 from smda_jax.reading.behaviours.contract import Behaviour, Seen
-from smda_jax.reading.site import Site
+from smda_jax.reading.readout import given_of, spot_read
 from smda_jax.runtime.devices import Replicated, Rows
 from smda_jax.runtime.precision import wide
 from smda_jax.runtime.programs import program
@@ -95,49 +94,56 @@ class Start(NamedTuple):
         stream: residual streams that enter the layers.
         g: gradient at the last layer's output.
         total: what the steps above have changed of the readouts.
-        at_site: gradient with respect to the stream at the SAE's site, for readouts that look at
-            it from above; None for others.
+        at_spot: gradient with respect to the stream at the behaviour's spot, for readouts that look
+            at it; None for others.
     """
 
     stream: Float[Array, "layer prompt token hidden"]
     g: Float[Array, "readout prompt token hidden"]
     total: Float[Array, "pair prompt readout"]
-    at_site: Float[Array, "readout prompt hidden"] | None = None
+    at_spot: Float[Array, "readout prompt hidden"] | None = None
 
 
 START_OF_PROMPTS = Start(Rows(1), Rows(1), Rows(1))  # type: ignore[arg-type]
-START_OF_STREAM = START_OF_PROMPTS._replace(at_site=Rows(1))  # type: ignore[arg-type]
+START_OF_STREAM = START_OF_PROMPTS._replace(at_spot=Rows(1))  # type: ignore[arg-type]
 
 
-@program(Replicated(), Replicated(), Rows(), result=START_OF_PROMPTS, static=("behaviour", "site"))
+@program(Replicated(), Replicated(), Rows(), result=START_OF_PROMPTS, static=("behaviour",))
 def start_y(
-    params: Params,
-    steps: tuple[StepCheckpoints, ...],
-    batch: PromptBatch,
-    behaviour: Behaviour,
-    site: Site,
+    params: Params, steps: tuple[StepCheckpoints, ...], batch: PromptBatch, behaviour: Behaviour
 ) -> Start:
     """Runs prompts, and pulls Y back through the head.
 
-    One readout per row (a prompt and a history).
+    One readout per row (a prompt and what is appended).
     """
     tokens, answers = jnp.asarray(batch.tokens), jnp.asarray(batch.answers)
-    read = Read(site.stream, (site.layer,), jnp.asarray(batch.read_at))
-    wanted = Wanted(read if behaviour.reads_stream else None, (RESIDUAL,))
+    wanted = Wanted(spot_read(behaviour, batch, 0), (RESIDUAL,))
     hidden = run_blocks(params, embed(params, tokens), wanted=wanted)
-    every = len(behaviour.histories)
+    given, pairs = given_of(batch), sum(group.pairs for group in steps)
     at_rows = jnp.zeros((len(tokens), params.config.hidden), hidden.x.dtype)
-    at_rows = at_rows if hidden.read is None else hidden.read[0, :, 0]
+    at_rows = hidden.reads[0][0, :, 0] if hidden.reads else at_rows
+    if not answers.shape[1]:  # no logits are read
+
+        def of_stream(h: Array) -> Array:
+            none = jnp.zeros((len(tokens), 0, 0), h.dtype)
+            return behaviour.value(Seen(none, h[:: batch.copies], given))
+
+        y, pull = jax.vjp(of_stream, at_rows)
+        (at_spot,) = pull(jnp.ones_like(y))
+        total = jnp.zeros((pairs, len(tokens), 1), wide(hidden.x.dtype))
+        start = jnp.zeros((1, *hidden.x.shape), hidden.x.dtype)
+        return Start(hidden.kept[RESIDUAL], start, total, at_spot[None])
 
     def behaviour_of(x: Array, tree: dict[str, Array], h: Array) -> tuple[Array, dict[str, Array]]:
         logits, inputs = unembed(params, x, TapSource(tree))
-        return behaviour.value(Seen(logits, h[::every])), inputs
+        logits = logits.reshape(len(tokens), -1, logits.shape[-1])
+        return behaviour.value(Seen(logits, h[:: batch.copies], given)), inputs
 
     zeros = head_zeros(params.config, *answers.shape, dtype=hidden.x.dtype)
     primal = at_tokens(hidden.x, answers)
     y, pull, inputs = jax.vjp(behaviour_of, primal, zeros, at_rows, has_aux=True)
     # Prompts do not interact: the gradient of their sum is each one's own.
-    at_answers, g, at_site = pull(jnp.ones_like(y))
+    at_answers, g, at_spot = pull(jnp.ones_like(y))
 
     def through(tree: dict[str, Any]) -> Float[Array, "pair prompt"]:
         scale = jnp.sum(inputs["final_unit"] * g["final_norm"], axis=1)
@@ -146,7 +152,7 @@ def start_y(
 
     total = jnp.concatenate([through(group.as_taps().tree) for group in steps])
     _, spread = jax.vjp(lambda x: at_tokens(x, answers), hidden.x)
-    own = at_site[None] if behaviour.reads_stream else None
+    own = None if behaviour.spot is None else at_spot[None]
     return Start(hidden.kept[RESIDUAL], spread(at_answers)[0][None], total[:, :, None], own)
 
 

@@ -1,16 +1,19 @@
 """`begins`: the answer begins with one of some token sequences."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 from jaxtyping import Array, Float
 
+from smda_jax.data.chat import Asked
+from smda_jax.data.records import Prompts
 from smda_jax.data.targets import REFUSALS, Targets
-from smda_jax.reading.behaviours import Options
+from smda_jax.reading.behaviours import Asking
 from smda_jax.reading.behaviours.contract import Seen
-from smda_jax.reading.behaviours.sequences import log_probabilities
+from smda_jax.reading.behaviours.sequences import log_probabilities, quoted, sequences_of
 from smda_jax.reading.network import Model
 
 
@@ -21,55 +24,48 @@ class Begins:
     Attributes:
         targets: the sequences, a prefix-free set.
         texts: what they say.
+        shows_above: see `Behaviour`; by default that the answer is the likelier one.
     """
 
     targets: Targets
     texts: tuple[str, ...] = ()
+    shows_above: float = math.log(0.5)
 
     name = "begins"
     unit = "nats"
-    reads_stream = False
-    shows_above = math.log(0.5)  # it is the likelier answer
+    spot = None
+    moves = True
 
     @property
     def raised(self) -> str:
         """See `Behaviour`."""
-        shown = " or ".join(f"“{text}”" for text in self.texts) or "a target sequence"
-        return f"the answer begins with {shown}"
+        return f"the answer begins with {quoted(self.texts) or 'a target sequence'}"
 
     @property
     def settings(self) -> dict[str, Any]:
         """See `Behaviour`."""
         return {"targets": [list(sequence) for sequence in self.targets.sequences]}
 
-    @property
-    def histories(self) -> tuple[tuple[int, ...], ...]:
-        """See `Behaviour`: each sequence but its last token; shared ones run once."""
-        return self.targets.rows
+    def leaning(self, answer: Sequence[int]) -> float:
+        """See `Behaviour`: what it begins with."""
+        return float(self.targets.begin(answer) is not None)
 
-    @property
-    def positions(self) -> int:
-        """See `Behaviour`."""
-        return self.targets.positions
+    def ask(self, model: Model, prompts: Prompts) -> Sequence[Asked]:
+        """See `Behaviour`: each sequence but its last token is appended; shared ones run once."""
+        return [Asked(self.targets.rows, self.targets.positions)] * len(prompts)
 
     def value(self, seen: Seen) -> Float[Array, " prompt"]:
         """See `Behaviour`."""
-        sequences = log_probabilities(self.targets, seen.logits)
-        return jax.nn.logsumexp(sequences, axis=-1)
+        return jax.nn.logsumexp(log_probabilities(self.targets, seen.logits), axis=-1)
 
 
-def make(model: Model, options: Options) -> Begins:
+def make(asking: Asking) -> Begins:
     """The behaviour of some texts, or of token ids, which replace them.
 
     Raises:
         InputError: the set is not prefix-free, or an id is not in the vocabulary.
     """
-    where = "target_ids" if options.target_ids else "targets"
-    texts = options.targets or REFUSALS
-    sequences = [list(ids) for ids in options.target_ids]
-    targets = Targets.of(sequences or [model.chat.encode(text) for text in texts], where)
-    for sequence in targets.sequences:
-        model.refuse_unknown_tokens(sequence, where)
-    if options.target_ids:
-        texts = tuple(model.chat.decode(ids) for ids in options.target_ids)
-    return Begins(targets, tuple(texts))
+    o = asking.options
+    texts, sequences = sequences_of(asking.model, o.targets or REFUSALS, o.target_ids, "targets")
+    made = Begins(Targets.of(sequences, "target_ids" if o.target_ids else "targets"), texts)
+    return made if o.shows_above is None else Begins(made.targets, texts, o.shows_above)

@@ -1,8 +1,30 @@
 """The contract of behaviours."""
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
+
+from smda_jax.data.chat import Asked
+from smda_jax.data.records import Prompts
+from smda_jax.reading.network import Model
+
+TokenRead = Literal["turn", "last"]
+
+
+class Spot(NamedTuple):
+    """Where a behaviour reads a stream.
+
+    Attributes:
+        stream: of `model.forward.SITES`.
+        layer: zero-based.
+        token: `turn`, the token that the SAE is read at, or `last`, the last one of the prompt,
+            after which the answer begins.
+    """
+
+    stream: str
+    layer: int
+    token: TokenRead = "turn"
 
 
 class Seen(NamedTuple):
@@ -10,32 +32,32 @@ class Seen(NamedTuple):
 
     Attributes:
         logits: at the positions that are read; the rows of a prompt follow each other in the order
-            of `Behaviour.histories`.
-        h: the stream at the SAE's site, at the token that is read; zeros where the behaviour does
-            not read it.
+            of `Asked.rows`. Without positions there are none, of a vocabulary of nothing.
+        h: the stream at the behaviour's `spot`; zeros where it has none.
+        given: what it was told of each prompt in `Asked.given`.
     """
 
     logits: Float[Array, "row position vocab"]
     h: Float[Array, "prompt hidden"]
+    given: Mapping[str, Shaped[Array, "prompt *shape"]]
 
 
 @runtime_checkable
 class Behaviour(Protocol):
     """A differentiable scalar of a prompt, Y.
 
-    The token sequences of `histories` are appended to every prompt, each in a row of its own. The
-    model runs the rows, and `value` makes one number for each prompt of what is read there. A
-    behaviour is hashable: it is a static part of the programs that read it.
+    `ask` says what is appended to every prompt and what is read there; the model runs it, and
+    `value` makes one number for each prompt of what is seen. A behaviour is hashable: it is a
+    static part of the programs that read it.
 
     Attributes:
         name: as `--behaviour` names it.
         unit: of Y, such as `nats`.
         raised: what is likelier where Y is higher, such as `the answer begins with one of …`; a
             positive ΔY says that a step makes it so.
-        histories: what is appended, the same for every prompt; one empty sequence for nothing.
-        positions: how many positions of a row are read, the last token of the prompt first.
-        reads_stream: whether `value` looks at the stream at the SAE's site (a probe, a direction);
-            engines leave out what that costs where it does not.
+        spot: a stream that `value` looks at (a probe, a direction); None for none. Engines leave
+            out what that costs where there is none.
+        moves: whether Y depends on the model at all; where it does not, steps move X alone.
         shows_above: a prompt whose Y is higher shows the behaviour.
         settings: what it was made of, as JSON, for the records of a run.
     """
@@ -56,17 +78,12 @@ class Behaviour(Protocol):
         ...
 
     @property
-    def histories(self) -> tuple[tuple[int, ...], ...]:
+    def spot(self) -> Spot | None:
         """See the class."""
         ...
 
     @property
-    def positions(self) -> int:
-        """See the class."""
-        ...
-
-    @property
-    def reads_stream(self) -> bool:
+    def moves(self) -> bool:
         """See the class."""
         ...
 
@@ -80,14 +97,22 @@ class Behaviour(Protocol):
         """See the class."""
         ...
 
-    def value(self, seen: "Seen") -> Float[Array, " prompt"]:
+    def ask(self, model: Model, prompts: Prompts) -> Sequence[Asked]:
+        """What is asked of every prompt.
+
+        Raises:
+            InputError: the data lack what it needs; names the row.
+        """
+        ...
+
+    def leaning(self, answer: Sequence[int]) -> float:
+        """How far an answer is one that the behaviour is about: from 1, where it shows it, to −1;
+        NaN where tokens cannot say."""
+        ...
+
+    def value(self, seen: Seen) -> Float[Array, " prompt"]:
         """Y of every prompt."""
         ...
 
     def __hash__(self) -> int: ...
     def __eq__(self, other: Any) -> bool: ...
-
-
-def longest_history(behaviour: Behaviour) -> int:
-    """Tokens of the longest sequence that is appended."""
-    return max(map(len, behaviour.histories))

@@ -1,11 +1,34 @@
-"""Log-probabilities of token sequences, of which behaviours are made."""
+"""Token sequences that an answer may begin with, and their log-probabilities."""
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from smda_jax.data.targets import Targets
+from smda_jax.reading.network import Model
 from smda_jax.runtime.precision import wide
+
+
+def sequences_of(
+    model: Model, texts: Sequence[str], ids: Sequence[Sequence[int]], where: str
+) -> tuple[tuple[str, ...], list[list[int]]]:
+    """(texts, token ids) of what was said as texts, or as token ids, which replace them.
+
+    Raises:
+        InputError: an id is not in the vocabulary.
+    """
+    sequences = [list(one) for one in ids] or [model.chat.encode(text) for text in texts]
+    for sequence in sequences:
+        model.refuse_unknown_tokens(sequence, f"{where}_ids" if ids else where)
+    said = tuple(model.chat.decode(one) for one in sequences) if ids else tuple(texts)
+    return said, sequences
+
+
+def quoted(texts: Sequence[str]) -> str:
+    """`“this” or “that”`."""
+    return " or ".join(f"“{text}”" for text in texts)
 
 
 def log_probabilities(
@@ -13,8 +36,7 @@ def log_probabilities(
 ) -> Float[Array, "prompt sequence"]:
     """`Σ_t log p(q_t | prompt, q_<t)` of every sequence q, in nats.
 
-    For a behaviour whose `histories` are `targets.rows` and whose `positions` are
-    `targets.positions`.
+    For a behaviour that asks for `targets.rows` and `targets.positions`.
     """
     ids, real = targets.padded()
     logp = jax.nn.log_softmax(logits.astype(wide(logits.dtype)), axis=-1)

@@ -185,7 +185,7 @@ function showFeature(id) {
 function showCategory(g) {
   const prompts = rowsOf(D.category_prompts)
     .filter((p) => p.category === g.category)
-    .map((p) => ({ ...p, refused: p.refused ? "yes" : "no", prompt: p.prompt ?? p.prompt_id }));
+    .map((p) => ({ ...p, shows: p.shows ? "yes" : "no", prompt: p.prompt ?? p.prompt_id }));
   const carried = rowsOf(D.gap_features)
     .filter((c) => c.category === g.category && known(c.carried))
     .sort((a, b) => Math.abs(b.carried) - Math.abs(a.carried))
@@ -198,7 +198,7 @@ function showCategory(g) {
     facts([
       g.label,
       several(g.prompts, "prompt"),
-      `${percent(g.refused)} refused`,
+      `${percent(g.shows)} show the behaviour`,
       `mean Y ${signed(g.y)} ${D.unit}`,
       `policy ${signed(g.prediction)}`,
       `residual ${signed(g.residual)}`,
@@ -238,7 +238,7 @@ function showCategory(g) {
         prompts,
         [
           ["prompt", "prompt", null, true],
-          ["refused", "refused"],
+          ["shows", "shows it"],
           ["y", "Y", signed],
           ["prediction", "policy", signed],
           ["residual", "residual", signed],

@@ -16,7 +16,13 @@ function overview() {
     [total ? `${t.unintended} / ${D.pairs_in_run}` : "–", "pairs act off target"],
     [
       t.delta_y ? String(t.flagged_delta_y) : "–",
-      t.delta_y ? "pairs flagged by mean ΔY" : "mean ΔY was not kept",
+      t.delta_y
+        ? "pairs flagged by mean ΔY"
+        : !D.moves
+          ? "Y is given: no step moves it"
+          : t.mean_delta_y
+            ? "nothing is expected of the pairs"
+            : "mean ΔY was not kept",
     ],
     [`${D.pairs_in_run} × ${D.prompts_in_run}`, "pairs × prompts"],
   ];
@@ -48,6 +54,9 @@ function overview() {
     Object.entries({
       engine_used: D.engine,
       higher_y: D.raised,
+      raises: D.expected.raises?.length
+        ? `${D.expected.raises.join(", ")} (${D.expected.source})`
+        : "not said",
       ...D.settings,
       ...D.versions,
       device: `${D.device.count} × ${D.device.kind}`,

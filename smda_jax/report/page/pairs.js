@@ -3,8 +3,9 @@ function pairs() {
   const node = section(
     "pairs",
     "Pairs",
-    "Scores by class with their medians. The paper flags a pair that scores on the other " +
-    "class's side of that class's median" +
+    "Scores by class with their medians. The paper flags a pair that is expected to raise the " +
+    "behaviour and scores below the median of those expected to lower it, and the other way " +
+    "round" +
       (D.totals.sure ? " (×)" : "") +
       "; ΔY flags apply the rule to mean ΔY, whatever the sign of the score. Stable: how many " +
       "of the resamples agree.",

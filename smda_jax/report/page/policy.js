@@ -155,7 +155,7 @@ function categories() {
       ["category", "category"],
       ["label", "label"],
       ["prompts", "prompts", String],
-      ["refused", "refused", percent],
+      ["shows", "show it", percent],
       ["y", "mean Y", signed],
       ["prediction", "policy", signed],
       ["residual", "residual", signed],

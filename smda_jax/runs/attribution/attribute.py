@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from rich.console import Console
@@ -14,6 +14,7 @@ from smda_jax.engines.finite.dataset import optimiser_named
 from smda_jax.engines.query.price import readouts_at_a_time
 from smda_jax.errors import InputError
 from smda_jax.reading import evaluation as reading
+from smda_jax.reading.behaviours.nothing import Nothing
 from smda_jax.reading.evaluation import Evaluation
 from smda_jax.reading.readout import Reading
 from smda_jax.runs.attribution.baselines import OwnPrompts
@@ -152,7 +153,8 @@ class _Attribution:
             model.chat.prompt(text, self.config.max_length, pairs.where(i))
             for i, text in enumerate(pairs.prompt)
         ]
-        h = np.asarray(reading.run_prompts(inputs.question, tokens).h)
+        only_h = replace(inputs.question, behaviour=Nothing())
+        h = np.asarray(reading.run_prompts(only_h, tokens).h)
         for row in np.flatnonzero(~np.isfinite(h).all(axis=1)):
             what = "the model's activations on its prompt are not finite"
             raise InputError(pairs.where(int(row)), what)

@@ -21,12 +21,14 @@ COLUMNS: dict[str, dict[str, str]] = {
         "label": "class of the pair, as given",
         "category": "as given",
         "planted": "known to be corrupted, as given",
+        "raises": "whether the pair is expected to raise the behaviour (--raises, the data's "
+        "column, or what responses of its label begin with); empty where that is not known",
         "score": "Σ_k W[k] ΔW[k] of subset all; positive: the step moves the policy along itself",
         "score_low": _INTERVAL,
         "score_high": _INTERVAL,
         "score_sign_stability": _STABILITY,
         "mean_delta_y": "mean ΔY over the evaluation prompts, in Y's unit; positive: the "
-        "behaviour becomes likelier. Empty where only scores were kept",
+        "behaviour becomes likelier. Empty where only scores were kept, and where Y is given",
         "mean_delta_y_low": _INTERVAL,
         "mean_delta_y_high": _INTERVAL,
         "loss": "mean cross-entropy of the scored tokens, nats per token",
@@ -41,7 +43,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "gradient_cosine": "its cosine",
         "repsim": "mean cosine of the residual stream of the pair's own prompt (SAE's site, end "
         "of turn) with those of the "
-        "evaluation prompts that are refused; with all of them if none is",
+        "evaluation prompts that show the behaviour; with all of them if none does",
         "vector_filter": (
             "product of that residual stream with the policy's direction Σ_k W[k] W_enc[:,k]"
         ),
@@ -62,17 +64,17 @@ COLUMNS: dict[str, dict[str, str]] = {
         "sign, 1 where they undo "
         "each other",
         "unintended": "the dominant feature is not active on the pair's own prompt",
-        "flagged": "scores on the other class's side of its median (arXiv 2606.29171)",
+        "flagged": "expected to raise the behaviour and scores below the median of the pairs that "
+        "are expected to lower it, or the other way round (arXiv 2606.29171); never where nothing "
+        "is expected",
         "flag_stability": (
-            "share of resamples that flag it alike; a flag is safe near 1. Empty for other labels"
+            "share of resamples that flag it alike; a flag is safe near 1. Empty where "
+            "nothing is expected of it"
         ),
-        "flagged_delta_y": "the same rule on mean_delta_y: raises the behaviour less than half of "
-        "the harmless pairs, or, "
-        "about a harmless prompt, more than half of the harmful ones, whatever the sign of the "
-        "score. "
-        "Empty where only scores were kept",
+        "flagged_delta_y": "the same rule on mean_delta_y, whatever the sign of the score. Empty "
+        "where mean_delta_y is, and where nothing is expected of the pair",
         "flag_delta_y_stability": "share of resamples that flag it alike by mean_delta_y",
-        "flagged_quartile": "the same, of the other class's outer quarter",
+        "flagged_quartile": "the same, of the other side's outer quarter",
         "flagged_off_target": "off-target share above 90 % of its class",
         "truncated": "cut at --max-length",
         "own_features": "chosen features active on the pair's own prompt",
@@ -81,9 +83,11 @@ COLUMNS: dict[str, dict[str, str]] = {
     },
     "prompts.parquet": {
         "prompt_id": _PROMPT,
-        "label": "harmful or harmless, as given",
+        "label": "as given",
         "category": "as given",
-        "refused": "as given, else whether Y shows the behaviour; of begins, Y > log ½",
+        "shows": "whether the prompt shows the behaviour: as given, else where Y is above the "
+        "behaviour's own threshold (of begins, log ½)",
+        "refused": "shows, by its name in version 0.1",
         "y": "the behaviour, in its unit; of begins, log-probability in nats",
         "prediction": "of the policy fitted to all prompts, XW, in Y's unit",
         "active_features": "chosen features active on the prompt",
@@ -128,10 +132,11 @@ COLUMNS: dict[str, dict[str, str]] = {
         "label": "of most of its prompts",
         "prompts": "in the category",
         "others": "prompts of the same label outside it, which it is compared with",
-        "refused": "share that is refused",
+        "shows": "share that shows the behaviour",
+        "refused": "shows, by its name in version 0.1",
         "y": "mean Y, in Y's unit",
         "prediction": "mean XW, in Y's unit",
-        "residual": "mean Y − XW, in Y's unit; negative: refused less than the policy says",
+        "residual": "mean Y − XW, in Y's unit; negative: less than the policy says",
         "gap": (
             "mean Y less that of the others, in Y's unit; negative: the behaviour passes it over. "
             "Empty without others"

@@ -48,14 +48,14 @@ class Confidence:
     @staticmethod
     def flag_stability(
         draws: Float[np.ndarray, "resample pair"],
-        labels: list[str | None],
+        raises: list[bool | None],
         flagged: Bool[np.ndarray, " pair"],
     ) -> Float[np.ndarray, " pair"]:
         """In how many of the resamples a pair is flagged as it is in all prompts, or not; NaN where
         it never can be."""
         return np.where(
-            can_be_flagged(labels),
-            (misaligned(draws, labels) == flagged[None]).mean(axis=0),
+            can_be_flagged(raises),
+            (misaligned(draws, raises) == flagged[None]).mean(axis=0),
             np.nan,
         )
 

@@ -9,7 +9,6 @@ from smda_jax.data.batch.batches import scored_positions, shared_length, shared_
 from smda_jax.data.features import parse
 from smda_jax.engines import planner
 from smda_jax.engines.workload import Workload
-from smda_jax.reading.behaviours.contract import longest_history
 from smda_jax.runs.config import Attribute, Plan
 from smda_jax.runs.inputs.load import Inputs, load_inputs
 from smda_jax.runtime.memory import memory_limit
@@ -19,12 +18,12 @@ from smda_jax.runtime.precision import BYTES, numerics
 def workload(c: Attribute, inputs: Inputs, features: int, active: float, policies: int) -> Workload:
     """The shapes of a run."""
     prompts, pairs, question = inputs.prompt_tokens, inputs.pair_tokens, inputs.question
-    tail = longest_history(question.behaviour)
+    behaviour = question.behaviour
     return Workload(
         config=question.model.config,
         pairs=len(pairs),
         prompts=len(prompts),
-        prompt_tokens=float(np.mean([len(t.ids) for t in prompts])) + tail,
+        prompt_tokens=float(np.mean([t.length for t in prompts])),
         shared=shared_length(prompts),
         pair_tokens=float(np.mean([len(t.ids) for t in pairs])),
         shared_pairs=shared_pair_length(pairs, c.loss_scope),
@@ -32,7 +31,9 @@ def workload(c: Attribute, inputs: Inputs, features: int, active: float, policie
         features=features,
         active=float(features) if c.gate == "off" else active,
         layer=question.site.layer,
-        positions=question.behaviour.positions,
+        depth=question.depth(prompts),
+        depth_of_y=question.depth(prompts) if behaviour.moves else 0,
+        positions=prompts[0].asked.positions,
         policies=policies,
         keep=c.kept(),
         itemsize=BYTES[c.dtype],

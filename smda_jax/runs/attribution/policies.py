@@ -50,16 +50,16 @@ class Policy(FittedPolicy):
 def observed(prompts: Prompts, e: Evaluation) -> Bool[np.ndarray, " prompt"]:
     """Whether a prompt shows the behaviour: as recorded, else as the behaviour itself says."""
     shows = e.y.astype(np.float64) > e.behaviour.shows_above
-    both = zip(prompts.refused, shows.tolist(), strict=True)
+    both = zip(prompts.shows, shows.tolist(), strict=True)
     return np.array([shown if recorded is None else recorded for recorded, shown in both])
 
 
 def fit_policies(c: Attribute, prompts: Prompts, e: Evaluation) -> dict[str, Policy]:
     """A policy for each subset asked for, `all` first."""
     X, Y = e.x.astype(np.float64), e.y.astype(np.float64)
-    refused = observed(prompts, e)
-    rows = subsets(c.subset, prompts.label, refused.tolist(), c.seed)
-    return {name: _policy(c, prompts, (X, Y, refused), i) for name, i in rows.items()}
+    shows = observed(prompts, e)
+    rows = subsets(c.subset, prompts.label, shows.tolist(), c.seed)
+    return {name: _policy(c, prompts, (X, Y, shows), i) for name, i in rows.items()}
 
 
 def _policy(
@@ -70,24 +70,24 @@ def _policy(
 ) -> Policy:
     """Scores a policy on held-out prompts of a subset, then fits it to all of them."""
     label = [prompts.label[i] for i in rows]
-    X, Y, refused = (values[rows] for values in data)
-    train, test = stratified_split(strata(label, refused), c.test_fraction, c.seed)
+    X, Y, shows = (values[rows] for values in data)
+    train, test = stratified_split(strata(label, shows), c.test_fraction, c.seed)
     alpha = (
         choose_alpha(X[train], Y[train], ALPHAS, c.alpha_folds, c.seed)
         if c.alpha_folds
         else c.alpha
     )
     part, W = ridge(X[train], Y[train], alpha), ridge(X, Y, alpha)
-    cut = best_threshold(X[train] @ part, refused[train])
+    cut = best_threshold(X[train] @ part, shows[train])
 
     def score(at: Int[np.ndarray, " part"]) -> Fit:
-        return evaluate(X[at] @ part, Y[at], refused[at], cut)
+        return evaluate(X[at] @ part, Y[at], shows[at], cut)
 
     return Policy(
         rows,
         W,
         alpha,
-        best_threshold(X @ W, refused),
+        best_threshold(X @ W, shows),
         score(train),
         score(test) if len(test) else None,
     )

@@ -33,6 +33,8 @@ WITHOUT_EFFECT = {
     "feature_labels",
     "neuronpedia",
     "redact",
+    "direction",
+    "raises",
     "check_pairs",
     "distributed",
     "shard_params",
@@ -60,8 +62,11 @@ def record_of(config: Attribute, inputs: Inputs) -> tuple[str, dict[str, Any]]:
             "name": behaviour.name,
             "unit": behaviour.unit,
             "raised": behaviour.raised,
+            "moves": behaviour.moves,
+            "shows_above": behaviour.shows_above,
             **behaviour.settings,
         },
+        "polarity": {"raises": inputs.polarity.labels, "source": inputs.polarity.source},
         "conventions": CONVENTIONS,
         "prompts": len(inputs.prompts),
         "prompts_overlapping_with_pairs": inputs.overlapping,
@@ -70,6 +75,6 @@ def record_of(config: Attribute, inputs: Inputs) -> tuple[str, dict[str, Any]]:
     }
     essence = {k: v for k, v in config.resolved().items() if k not in WITHOUT_EFFECT}
     essence["features"] = parse(config.features)
-    content = [LAYOUT, version("smda-jax"), essence, inputs.hashes]
+    content = [LAYOUT, version("smda-jax"), essence, inputs.hashes, behaviour.settings]
     text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest(), record

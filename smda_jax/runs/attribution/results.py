@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from smda_jax.data.records import Pairs
 from smda_jax.policy.bootstrap import LEVEL
 from smda_jax.policy.gaps import gaps
 from smda_jax.policy.influence import Influence
@@ -37,7 +36,7 @@ def results(run: Found) -> Summary:
     c, inputs, own_prompts, policies = run.config, run.inputs, run.own, run.policies
     e, folder = run.blocks.job.evaluation, run.blocks.folder
     prompts, pairs = inputs.prompts, inputs.pairs
-    Y, refused = e.y.astype(np.float64), observed(prompts, e)
+    Y, shows = e.y.astype(np.float64), observed(prompts, e)
     shift = _shifts(run)
     whole, ids, W = shift.influence.get("all"), np.array(e.feature_ids), policies["all"].W
     score, sure = shift.score["all"], shift.confidence.get("all")
@@ -46,12 +45,12 @@ def results(run: Found) -> Summary:
         folder.write_json(file, policy_json(run, name, policy, shift.confidence.get(name)))
     first_order = run.blocks.engine.offer.first_order
     update = run.blocks.job.stepping.update
-    known = Known(e, own_prompts, W, refused, shift.norm, shift.mean_dy, update, first_order)
+    known = Known(e, own_prompts, W, shows, shift.norm, shift.mean_dy, update, first_order)
     simple = {"mean_delta_y": shift.mean_dy, "loss": shift.loss, "gradient_norm": shift.norm}
     simple |= baselines(c, inputs, known, folder)
-    found = gaps(e.x, Y, W, refused, prompts.category, prompts.label, seed=c.seed)
+    found = gaps(e.x, Y, W, shows, prompts.category, prompts.label, seed=c.seed)
     geometry: dict[str, Geometry] = {}
-    f = tables.Figures(c, inputs, e, own_prompts.active, W, refused, score, simple, whole, sure)
+    f = tables.Figures(c, inputs, e, own_prompts.active, W, shows, score, simple, whole, sure)
     written = {
         "prompts.parquet": tables.prompt_table(f),
         "pairs.parquet": tables.pair_table(f),
@@ -107,7 +106,7 @@ def results(run: Found) -> Summary:
         flagged=flagged,
         confidence=sure,
         seed=c.seed,
-        auc=_planted_auc(pairs, score, off_target, shift.mean_dy),
+        auc=_planted_auc(inputs, score, off_target, shift.mean_dy),
         gaps=found,
         geometry=geometry,
         flags=counts,
@@ -191,31 +190,34 @@ def _shifts(run: Found) -> Shifts:
 
 
 def _planted_auc(
-    pairs: Pairs,
+    inputs: Inputs,
     score: Float[np.ndarray, " pair"],
     off_target: Float[np.ndarray, " pair"],
     mean_dy: Float[np.ndarray, " pair"],
 ) -> dict[str, dict[str, float]]:
     """How well each figure finds the pairs recorded as corrupted, within the class of their label.
 
-    Oriented as the paper flags misaligned pairs: a refusal pair is suspicious where its figure is
-    low, a compliance pair where it is high; a high off-target share is suspicious in both.
+    Oriented as the paper flags misaligned pairs: one that is expected to raise the behaviour is
+    suspicious where its figure is low, another where it is high; a high off-target share is
+    suspicious in both. Nothing is said by figures of pairs of which nothing is expected.
     """
+    pairs = inputs.pairs
     planted = np.array([bool(p) for p in pairs.planted])
+    sign = np.array([{True: -1.0, False: 1.0, None: np.nan}[x] for x in inputs.polarity.raises])
+    figures = {
+        "score": sign * score,
+        "mean_delta_y": sign * mean_dy,
+        "off_target_share": off_target,
+    }
     found: dict[str, dict[str, float]] = {}
     for label in dict.fromkeys(pairs.label):
         in_class = np.array([x == label for x in pairs.label])
         if label is None or not planted[in_class].any():
             continue
-        sign = -1 if label.endswith("refusal") else 1
-        figures = {
-            "score": sign * score,
-            "mean_delta_y": sign * mean_dy,
-            "off_target_share": off_target,
-        }
-        known = {name: value for name, value in figures.items() if not np.isnan(value).all()}
+        own = {name: value[in_class] for name, value in figures.items()}
         found[label] = {
-            name: separation_auc(value[in_class], planted[in_class])
-            for name, value in known.items()
+            name: separation_auc(value, planted[in_class])
+            for name, value in own.items()
+            if not np.isnan(value).all()
         }
     return found

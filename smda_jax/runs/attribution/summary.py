@@ -58,7 +58,7 @@ class Summary:
 
     def categories(self) -> dict[str, dict[str, float | int | str | None]]:
         """Per category of prompts: `policy.gaps.Gap` without intervals and features."""
-        figures = ("label", "prompts", "refused", "y", "prediction", "residual", "gap")
+        figures = ("label", "prompts", "shows", "y", "prediction", "residual", "gap")
         return {g.category: {name: getattr(g, name) for name in figures} for g in self.gaps}
 
     def classes(self) -> dict[str, dict[str, float | int]]:

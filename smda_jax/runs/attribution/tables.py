@@ -9,7 +9,7 @@ import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
 from smda_jax.policy.agreement import rank_agreement
-from smda_jax.policy.curation import far_off_target, misaligned
+from smda_jax.policy.curation import can_be_flagged, far_off_target, misaligned
 from smda_jax.policy.gaps import Gap
 from smda_jax.policy.influence import Influence
 from smda_jax.policy.interference import (
@@ -18,7 +18,6 @@ from smda_jax.policy.interference import (
     typical,
 )
 from smda_jax.policy.pathways import pathways
-from smda_jax.policy.selection import LABELS
 from smda_jax.reading.evaluation import Evaluation
 from smda_jax.runs.attribution.baselines import BASELINES
 from smda_jax.runs.attribution.confidence import Confidence
@@ -85,6 +84,7 @@ def prompt_table(f: Figures) -> Table:
         "prompt_id": prompts.ids,
         "label": pa.array(prompts.label, words),
         "category": pa.array(prompts.category, words),
+        "shows": f.shows,
         "refused": f.shows,
         "y": e.y.astype(np.float64),
         "prediction": e.x.astype(np.float64) @ f.W,
@@ -96,12 +96,14 @@ def prompt_table(f: Figures) -> Table:
 def pair_table(f: Figures) -> dict[str, Any]:
     """`pairs.parquet`."""
     pairs, sure, words = f.inputs.pairs, f.sure, pa.string()
-    flagged = misaligned(f.score, pairs.label)
+    raises = f.inputs.polarity.raises
+    can, flagged = can_be_flagged(raises), misaligned(f.score, raises)
     table = {
         "pair_id": pairs.ids,
         "label": pa.array(pairs.label, words),
         "category": pa.array(pairs.category, words),
         "planted": pa.array(pairs.planted, pa.bool_()),
+        "raises": pa.array(raises, pa.bool_()),
         "score": f.score,
     }
     if sure is not None:
@@ -113,20 +115,20 @@ def pair_table(f: Figures) -> dict[str, Any]:
     table["flagged"] = flagged
     mean_dy = f.simple["mean_delta_y"]
     unknown = np.isnan(mean_dy)
-    by_dy = misaligned(mean_dy, pairs.label) & ~unknown
+    by_dy = misaligned(mean_dy, raises) & ~unknown
     if sure is not None:
-        alike = sure.flag_stability(sure.scores, pairs.label, flagged)
-        alike_by_dy = sure.flag_stability(sure.mean_dys, pairs.label, by_dy)
+        alike = sure.flag_stability(sure.scores, raises, flagged)
+        alike_by_dy = sure.flag_stability(sure.mean_dys, raises, by_dy)
         table |= {
             "flag_stability": real(alike),
-            "mean_delta_y_low": sure.mean_dy.low,
-            "mean_delta_y_high": sure.mean_dy.high,
-            "flag_delta_y_stability": real(alike_by_dy),
+            "mean_delta_y_low": real(np.where(unknown, np.nan, sure.mean_dy.low)),
+            "mean_delta_y_high": real(np.where(unknown, np.nan, sure.mean_dy.high)),
+            "flag_delta_y_stability": real(np.where(unknown, np.nan, alike_by_dy)),
         }
     far, nothing = far_off_target(off_target, pairs.label), np.isnan(off_target)
     return table | {
-        "flagged_delta_y": pa.array(by_dy, pa.bool_(), mask=unknown),
-        "flagged_quartile": misaligned(f.score, pairs.label, 0.25),
+        "flagged_delta_y": pa.array(by_dy, pa.bool_(), mask=unknown | ~can),
+        "flagged_quartile": misaligned(f.score, raises, 0.25),
         "flagged_off_target": pa.array(far, pa.bool_(), mask=nothing),
         "truncated": [t.truncated for t in f.inputs.pair_tokens],
         "own_features": f.features_of(f.own),
@@ -148,9 +150,7 @@ def _where_it_falls(f: Figures) -> tuple[Float[np.ndarray, " pair"], dict[str, A
     moves = ~np.isnan(off_target)  # a pair that moves nothing has no dominant feature
     columns["dominant_feature"] = pa.array(f.ids[dominant], pa.int64(), mask=~moves)
     columns["off_target_share"] = real(off_target)
-    # A pair's label begins with that of its prompt: harmful_refusal.
-    begins = [x and x.split("_")[0] for x in pairs.label]
-    groups = ((prompts.category, pairs.category), (prompts.label, begins))
+    groups = ((prompts.category, pairs.category), (prompts.label, _labels_of_prompts(f)))
     for name, (group, asked) in zip(OFF_TARGET[1:], groups, strict=True):
         features, has = typical(f.evaluation.active, group, asked)
         share = off_target_share(contribution, features)
@@ -158,6 +158,18 @@ def _where_it_falls(f: Figures) -> tuple[Float[np.ndarray, " pair"], dict[str, A
     columns |= {name: real(v) for name, v in pathways(influence, 1)._asdict().items()}
     columns["unintended"] = moves & ~f.own[np.arange(len(pairs)), dominant]
     return off_target, columns
+
+
+def _labels_of_prompts(f: Figures) -> list[str | None]:
+    """The label that each pair's prompt would have: its own, or what that begins with
+    (harmful_refusal)."""
+    known = sorted({x for x in f.inputs.prompts.label if x is not None}, key=len, reverse=True)
+
+    def of(label: str | None) -> str | None:
+        own = str(label)
+        return next((k for k in known if own == k or own.startswith(f"{k}_")), None)
+
+    return [of(label) for label in f.inputs.pairs.label]
 
 
 def influence_rows(
@@ -195,13 +207,14 @@ def gap_tables(found: list[Gap], ids: Int[np.ndarray, " feature"]) -> dict[str, 
         "label",
         "prompts",
         "others",
-        "refused",
+        "shows",
         "y",
         "prediction",
         "residual",
         "gap",
     )
     table: dict[str, Any] = {name: [getattr(g, name) for g in found] for name in plain}
+    table["refused"] = table["shows"]
     for i, name in enumerate(("y", "residual", "gap")):
         ends = {end: [float(getattr(g.interval, end)[i]) for g in found] for end in ("low", "high")}
         table |= {f"{name}_{end}": real(value) for end, value in ends.items()}
@@ -252,14 +265,15 @@ def candidate_table(f: Figures) -> Table:
     is most active among prompts of the label on which it is least active on average.
     """
     e, prompts, labels = f.evaluation, f.inputs.prompts, f.inputs.labels
-    kinds = [np.array([x == name for x in prompts.label]) for name in LABELS]
+    named = dict.fromkeys(x for x in prompts.label if x is not None)
+    kinds = [np.array([x == name for x in prompts.label]) for name in named]
     rows: dict[str, list[Any]] = {
         k: [] for k in ("feature_id", "label", "kind", "rank", "prompt_id", "activation", "prompt")
     }
     for k, feature in enumerate(e.feature_ids):
         z, order = e.z[:, k], np.lexsort((-e.z[:, k], ~e.active[:, k]))
         chosen = {"top": order[:CANDIDATES], "bottom": order[::-1][:CANDIDATES]}
-        if all(kind.any() for kind in kinds):
+        if len(kinds) > 1:
             against = min(kinds, key=lambda kind: float(e.x[kind, k].mean()))
             chosen["contrastive"] = order[against[order]][:CANDIDATES]
         for kind, some in chosen.items():

@@ -39,6 +39,11 @@ class Cache:
     prompts: dict[str, list[Any]]
     pairs: dict[str, list[Any]]
 
+    @property
+    def shows(self) -> list[bool]:
+        """Which prompts show the behaviour; `refused` in runs before 0.2."""
+        return [bool(x) for x in self.prompts.get("shows", self.prompts["refused"])]
+
 
 def read_cache(path: Path) -> Cache:
     """Reads the cache of a run folder.

@@ -10,14 +10,13 @@ from rich.markup import escape
 
 from smda_jax.data.chat import Chat
 from smda_jax.data.records import (
-    SUFFIXES,
     Pairs,
     Prompts,
     load_pairs,
     load_prompts,
     overlap,
-    read_table,
 )
+from smda_jax.data.tables import SUFFIXES, read_table
 from smda_jax.errors import InputError
 from smda_jax.model import checkpoint
 from smda_jax.model.config import ModelConfig

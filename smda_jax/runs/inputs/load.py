@@ -14,18 +14,19 @@ from smda_jax.data.records import (
     apply_overlap,
     load_pairs,
     load_prompts,
-    local_file,
 )
+from smda_jax.data.tables import local_file
 from smda_jax.engines.offers import OFFERS
 from smda_jax.model import checkpoint
 from smda_jax.policy.selection import check_subset_names
-from smda_jax.reading.behaviours import make_behaviour
+from smda_jax.reading.behaviours import Asking, columns_of, make_behaviour
 from smda_jax.reading.evaluation import Question
 from smda_jax.reading.network import load_model, load_shapes
 from smda_jax.reading.site import resolve_site
 from smda_jax.reading.tokens import tokenise_pairs, tokenise_prompts
 from smda_jax.runs.config import Attribute
 from smda_jax.runs.folder.store import hash_path
+from smda_jax.runs.inputs.polarity import Polarity, polarity
 from smda_jax.sae.formats import SAE
 from smda_jax.sae.formats import load as load_sae
 
@@ -43,6 +44,7 @@ class Inputs:
     prompt_tokens: list[PromptTokens]
     pairs: Pairs
     pair_tokens: list[PairTokens]
+    polarity: Polarity
     overlapping: int
     labels: dict[int, str]
     hashes: dict[str, str]
@@ -64,7 +66,8 @@ def load_inputs(config: Attribute, console: Console, *, weights: bool = True) ->
     config.check()
     options = config.behaviour_options()
     asked = feature_specs.parse(config.features)
-    prompts, pairs = load_prompts(config.eval), load_pairs(config.pairs)
+    prompts = load_prompts(config.eval, columns_of(config.behaviour, options))
+    pairs = load_pairs(config.pairs)
     labels = feature_specs.read_labels(config.feature_labels) if config.feature_labels else {}
     prompts, overlapping = apply_overlap(prompts, pairs, config.on_overlap)
     if overlapping:
@@ -84,7 +87,8 @@ def load_inputs(config: Attribute, console: Console, *, weights: bool = True) ->
         warn(console, "a true step is a small difference of two passes: use --dtype float64")
     load = load_model if weights else load_shapes
     model = load(config.model, config.dtype, chat_date=config.chat_date, cache=config.cache)
-    behaviour = make_behaviour(config.behaviour, model, options)
+    asking = Asking(model, prompts, site, options)
+    behaviour = make_behaviour(config.behaviour, asking)
     prompt_tokens = tokenise_prompts(model, prompts, behaviour, config.max_length)
     pair_tokens = tokenise_pairs(model, pairs, config.max_length)
     texts = [(prompts.where(i), text) for i, text in enumerate(prompts.text)]
@@ -111,7 +115,17 @@ def load_inputs(config: Attribute, console: Console, *, weights: bool = True) ->
         "eval": hash_path(local_file(config.eval)),
         "pairs": hash_path(local_file(config.pairs)),
     }
-    question = Question(model, behaviour, site)
+    if config.direction:
+        hashes["direction"] = hash_path(Path(config.direction).expanduser())
     return Inputs(
-        question, sae, prompts, prompt_tokens, pairs, pair_tokens, overlapping, labels, hashes
+        question=Question(model, behaviour, site),
+        sae=sae,
+        prompts=prompts,
+        prompt_tokens=prompt_tokens,
+        pairs=pairs,
+        pair_tokens=pair_tokens,
+        polarity=polarity(config.raises, pairs, pair_tokens, behaviour),
+        overlapping=overlapping,
+        labels=labels,
+        hashes=hashes,
     )

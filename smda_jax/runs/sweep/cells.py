@@ -153,9 +153,9 @@ def activations(
 def weights_of(cache: Cache, subset: str, resample: int | None) -> Float[np.ndarray, " prompt"]:
     """How often every prompt counts: once inside the subset, or as often as a resample of it draws
     the prompt."""
-    refused = [bool(r) for r in cache.prompts["refused"]]
-    rows = subsets((subset,), cache.prompts["label"], refused, cache.config.seed)[subset]
-    weight = np.zeros(len(refused))
+    shows = cache.shows
+    rows = subsets((subset,), cache.prompts["label"], shows, cache.config.seed)[subset]
+    weight = np.zeros(len(shows))
     if resample is None:
         weight[rows] = 1
     else:

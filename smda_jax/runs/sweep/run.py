@@ -164,9 +164,9 @@ def _answers(
     asked, names = plan_cells(cache, grid)
     after = grid.along(AFTER, defaults(cache))
     Y = cache.y.astype(np.float64)
-    refused = np.array(cache.prompts["refused"], bool)
+    shows = np.array(cache.shows)
     held_out = np.zeros(len(Y), bool)
-    parts = strata(cache.prompts["label"], refused)
+    parts = strata(cache.prompts["label"], shows)
     held_out[stratified_split(parts, cache.config.test_fraction, cache.config.seed)[1]] = True
     tables: dict[str, list[pa.Table]] = {name: [] for name in wanted}
     for gate, threshold in dict.fromkeys((w["gate"], w["threshold"]) for w in job.weightings):
