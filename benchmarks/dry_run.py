@@ -18,7 +18,7 @@ import numpy as np
 import shapes  # type: ignore[import-not-found]
 import tyro
 
-from smda_jax.data.batch.batches import pair_batch, prompt_batch, scored_positions
+from smda_jax.data.batch.batches import pair_batch, prompt_batch, scored_in_all
 from smda_jax.data.batch.chunks import packed_chunks
 from smda_jax.data.batch.layouts import Padded
 from smda_jax.data.chat import PairTokens
@@ -95,7 +95,7 @@ def main(c: DryRun) -> None:
     encoder = Encoder(weights, jax.ShapeDtypeStruct((75,), jnp.float32))  # type: ignore[arg-type]
     batch = prompt_batch(prompts, Padded(104 - head, c.prompts), head)
     whole = prompt_batch(prompts, Padded(104, c.prompts))
-    block = pair_batch(pairs, "response", Padded(256, c.pairs))
+    block = pair_batch(pairs, Padded(256, c.pairs))
     (tails,) = packed_chunks([p.length - head for p in prompts], c.prompts)
     packed = prompt_batch([prompts[i] for i in tails.rows], tails.layout, head)
     lane = packed_pairs(pairs, head)
@@ -136,9 +136,9 @@ def main(c: DryRun) -> None:
 
 def packed_pairs(pairs: list[PairTokens], head: int) -> Any:
     """All pairs in one lane."""
-    scored = [len(scored_positions(pair, "response")) for pair in pairs]
+    scored = [scored_in_all(pair) for pair in pairs]
     (chunk,) = packed_chunks([len(pair.ids) - head for pair in pairs], len(pairs), 1, scored)
-    return pair_batch([pairs[i] for i in chunk.rows], "response", chunk.layout, head)
+    return pair_batch([pairs[i] for i in chunk.rows], chunk.layout, head)
 
 
 def drop(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

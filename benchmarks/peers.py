@@ -66,7 +66,7 @@ def dense(e: Evaluation, pairs: list[PairTokens]) -> tuple[np.ndarray, list[floa
 
     def once() -> np.ndarray:
         layout = Padded(256, len(pairs))
-        g = gradients(params, jax.tree.map(jnp.asarray, pair_batch(pairs, "response", layout)))
+        g = gradients(params, jax.tree.map(jnp.asarray, pair_batch(pairs, layout)))
         dy = np.zeros((len(pairs), len(e.tokens)), np.float32)
         for chunk in padded_chunks([t.length for t in e.tokens], 64):
             own = [e.tokens[i] for i in chunk.rows]

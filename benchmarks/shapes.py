@@ -112,7 +112,7 @@ def draw_tokens(
     trained = []
     for n in r.integers(100, 251, pairs):
         first = int(HEADER + r.integers(15, 61))
-        trained.append(PairTokens(header + text(int(n) - HEADER), first, int(n)))
+        trained.append(PairTokens.of(header + text(int(n) - HEADER), first))
     return drawn, trained
 
 

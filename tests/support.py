@@ -199,7 +199,7 @@ def tokens(vocab: int) -> tuple[list[PromptTokens], list[PairTokens]]:
     lead = r.integers(0, vocab, 2).tolist()
 
     def pair(n: int, first: int) -> PairTokens:
-        return PairTokens(lead + r.integers(0, vocab, n - 2).tolist(), first, n)
+        return PairTokens.of(lead + r.integers(0, vocab, n - 2).tolist(), first)
 
     return prompts, [pair(7, 4), pair(26, 3)]
 

@@ -4,14 +4,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from smda_jax.data.conversations import Message
+from smda_jax.data.losses import Loss, Sft
 from smda_jax.errors import InputError
 
 DEFAULT_DATE = "26 Jul 2024"
-LossScope = Literal["response", "all"]
 _END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<|end_of_turn|>")
 
 
@@ -53,17 +54,70 @@ class PromptTokens(NamedTuple):
         return len(self.ids) + self.asked.longest
 
 
-class PairTokens(NamedTuple):
-    """A training example. Tokens from `response` on are predicted under the response-only loss."""
+class RowTokens(NamedTuple):
+    """A rendered conversation.
+
+    Attributes:
+        ids: its tokens.
+        turns: (start, stop, weight) of each answer that is trained on, its end-of-turn included.
+        full_length: tokens before it was cut.
+    """
 
     ids: Sequence[int]
-    response: int
+    turns: tuple[tuple[int, int, float], ...]
     full_length: int
 
     @property
     def truncated(self) -> bool:
-        """Whether `max_length` cut the example."""
+        """Whether `max_length` cut it."""
         return len(self.ids) < self.full_length
+
+    @property
+    def response(self) -> int:
+        """Where the last answer begins."""
+        return self.turns[-1][0]
+
+
+class PairTokens(NamedTuple):
+    """A training example.
+
+    Attributes:
+        rows: what it is made of: one conversation, or one for the chosen and the rejected answer.
+        loss: what is made of them.
+    """
+
+    rows: tuple[RowTokens, ...]
+    loss: Loss = Sft()
+
+    @classmethod
+    def of(cls, ids: Sequence[int], response: int) -> "PairTokens":
+        """A plain pair, of which the tokens from `response` on are trained on."""
+        return cls((RowTokens(ids, ((response, len(ids), 1.0),), len(ids)),))
+
+    @property
+    def ids(self) -> Sequence[int]:
+        """Tokens of the first row."""
+        return self.rows[0].ids
+
+    @property
+    def response(self) -> int:
+        """Where its last answer begins."""
+        return self.rows[0].response
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest row."""
+        return max(len(row.ids) for row in self.rows)
+
+    @property
+    def total(self) -> int:
+        """Tokens of all rows."""
+        return sum(len(row.ids) for row in self.rows)
+
+    @property
+    def truncated(self) -> bool:
+        """Whether `max_length` cut one of them."""
+        return any(row.truncated for row in self.rows)
 
 
 class Chat:
@@ -107,14 +161,32 @@ class Chat:
             )
         self.end_of_turn: int = vocabulary[end]
 
-    def _render(self, messages: Sequence[dict[str, str]], header: bool) -> list[int]:
-        return self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=header, date_string=self.date, return_dict=False
-        )
+    def _render(self, messages: Sequence[Message], header: bool, where: object) -> list[int]:
+        from jinja2 import TemplateError
 
-    def prompt(self, text: str, max_length: int, where: object = "prompt") -> PromptTokens:
-        """Raises InputError: longer than `max_length` tokens, or without an end-of-turn token."""
-        ids = self._render([{"role": "user", "content": text}], header=True)
+        said = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            return self.tokenizer.apply_chat_template(
+                said, add_generation_prompt=header, date_string=self.date, return_dict=False
+            )
+        except TemplateError as error:
+            roles = ", ".join(message.role for message in messages)
+            what = f"the chat template does not take the turns {roles}: {error}"
+            raise InputError(where, what, "leave that turn out") from error
+
+    def prompt(
+        self,
+        text: str,
+        max_length: int,
+        where: object = "prompt",
+        history: Sequence[Message] = (),
+    ) -> PromptTokens:
+        """A prompt, after the turns of `history`.
+
+        Raises:
+            InputError: longer than `max_length` tokens, or without an end-of-turn token.
+        """
+        ids = self._render([*history, Message("user", text)], True, where)
         if len(ids) > max_length:
             raise InputError(
                 where,
@@ -128,32 +200,53 @@ class Chat:
         return PromptTokens(ids, len(ids) - 1 - ids[::-1].index(self.end_of_turn))
 
     def pair(
-        self, prompt: str, response: str, max_length: int, where: object = "pair"
-    ) -> PairTokens:
+        self,
+        prompt: str,
+        response: str,
+        max_length: int,
+        where: object = "pair",
+        history: Sequence[Message] = (),
+    ) -> RowTokens:
         """A training example, cut after its own end-of-turn and at `max_length` tokens.
 
+        Answers in `history` are trained on too, each with its weight.
+
         Raises:
-            InputError: no token of the response is left, or the template renders the prompt
-                differently with an answer.
+            InputError: no token that is trained on is left, or the template renders a turn
+                differently once others follow.
         """
-        user = {"role": "user", "content": prompt}
-        head = self._render([user], header=True)
-        ids = self._render([user, {"role": "assistant", "content": response}], header=False)
-        if ids[: len(head)] != head:
-            raise InputError(
-                where, "the chat template renders the prompt differently once an answer follows"
+        messages = [*history, Message("user", prompt), Message("assistant", response)]
+        whole, turns = self._render(messages, False, where), []
+        for i, message in enumerate(messages):
+            if message.role != "assistant":
+                continue
+            last, head = i + 1 == len(messages), self._render(messages[:i], True, where)
+            upto = whole if last else self._render(messages[: i + 1], False, where)
+            if whole[: len(head)] != head or whole[: len(upto)] != upto:
+                one = "the prompt" if last else f"turn {i + 1}"
+                after = "an answer follows" if last else "other turns follow"
+                what = f"the chat template renders {one} differently once {after}"
+                raise InputError(where, what)
+            answer = upto[len(head) :]
+            stop = len(upto)
+            if self.end_of_turn in answer:  # some templates write a newline after it
+                stop -= answer[::-1].index(self.end_of_turn)
+            turns.append((len(head), stop, message.weight))
+        end = turns[-1][1]
+        kept = [
+            (start, min(stop, max_length), weight)
+            for start, stop, weight in turns
+            if start < max_length and weight
+        ]
+        if not kept:
+            what = (
+                f"prompt alone has {turns[0][0]} tokens, so max_length {max_length} leaves none of "
+                "the response"
             )
-        answer = ids[len(head) :]
-        if self.end_of_turn in answer:  # some templates write a newline after it
-            ids = ids[: len(ids) - answer[::-1].index(self.end_of_turn)]
-        if len(head) >= max_length:
-            raise InputError(
-                where,
-                f"prompt alone has {len(head)} tokens, so max_length {max_length} leaves none of "
-                "the response",
-                "raise --max-length or drop the pair",
-            )
-        return PairTokens(ids[:max_length], len(head), len(ids))
+            if max_length >= end:
+                what = "no turn has a weight above 0"
+            raise InputError(where, what, "raise --max-length or drop the pair")
+        return RowTokens(whole[:end][:max_length], tuple(kept), end)
 
     def answer(self, prompt: str, text: str, where: object = "answer") -> list[int]:
         """Tokens of a text as they stand where it is the answer, its end-of-turn left out.

@@ -10,7 +10,9 @@ from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 
-from smda_jax.data.tables import read_table
+from smda_jax.data.conversations import Message, read_pairs_of
+from smda_jax.data.losses import LossName
+from smda_jax.data.tables import need, read_table, texts_of
 from smda_jax.errors import InputError
 
 
@@ -101,6 +103,8 @@ class Pairs:
         category: a finer kind.
         planted: whether a pair is known to be corrupted, where a data set records that.
         raises: whether a pair is expected to raise the behaviour, where a data set says that.
+        rejected: the answer that the response is preferred to, where there is one.
+        history: turns before the prompt, whose answers are trained on too.
         ids: `pair_id`.
     """
 
@@ -111,7 +115,15 @@ class Pairs:
     category: list[str | None]
     planted: list[bool | None]
     raises: list[bool | None]
+    rejected: list[str | None]
+    history: list[tuple[Message, ...]]
     ids: list[str] = field(default_factory=list)
+
+    def texts(self, row: int) -> list[str]:
+        """Every text of a pair, turn after turn."""
+        before = [message.content for message in self.history[row]]
+        own = (self.prompt[row], self.response[row], self.rejected[row])
+        return [*before, *(text for text in own if text is not None)]
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -142,11 +154,11 @@ def load_prompts(source: str | Path, columns: Sequence[str] = ()) -> Prompts:
         InputError: unreadable file, missing column, empty or repeated prompt; with the row.
     """
     table, name = read_table(source)
-    text = _texts(table, "prompt", name)
+    text = texts_of(table, "prompt", name)
     ids = [digest(t) for t in text]
     _refuse_repeats(ids, "prompt", name)
     for column in columns:
-        _need(table, column, name)
+        need(table, column, name)
     shows = "shows" if "shows" in table.column_names else "refused"
     return Prompts(
         name,
@@ -159,25 +171,31 @@ def load_prompts(source: str | Path, columns: Sequence[str] = ()) -> Prompts:
     )
 
 
-def load_pairs(source: str | Path) -> Pairs:
-    """Reads training pairs: columns `prompt` and `response`, optionally `label`, `category`,
-    `planted`, `raises`.
+def load_pairs(source: str | Path, loss: LossName = "sft") -> Pairs:
+    """Reads training pairs, and optionally `label`, `category`, `planted`, `raises`.
+
+    A pair is `prompt` and `response`; or `messages`, a conversation that ends with an answer; or,
+    for a loss of preferences, `chosen` and `rejected` with `prompt`, or as conversations: lists of
+    `role`, `content` and optionally `weight` (of an answer).
 
     Raises:
-        InputError: unreadable file, missing column, empty or repeated pair; with the row.
+        InputError: unreadable file, missing column, empty or repeated pair, or turns that are no
+            conversation; with the row.
     """
     table, name = read_table(source)
-    prompt, response = _texts(table, "prompt", name), _texts(table, "response", name)
-    ids = [digest(p, r) for p, r in zip(prompt, response, strict=True)]
+    asked = read_pairs_of(table, name, loss)
+    ids = [digest(*one.texts) for one in asked]
     _refuse_repeats(ids, "pair", name)
     return Pairs(
         name,
-        prompt,
-        response,
+        [one.prompt for one in asked],
+        [one.response for one in asked],
         _words(table, "label", name),
         _words(table, "category", name),
         _flags(table, "planted", name),
         _flags(table, "raises", name),
+        [one.rejected for one in asked],
+        [one.history for one in asked],
         ids,
     )
 
@@ -191,7 +209,9 @@ def overlap(prompts: Prompts, pairs: Pairs) -> list[tuple[int, int]]:
     """(evaluation row, pair row) of every evaluation prompt that is also trained on."""
     trained = {}
     for row, text in enumerate(pairs.prompt):
-        trained.setdefault(digest(text), row)
+        before = [message.content for message in pairs.history[row] if message.role == "user"]
+        for one in (*before, text):
+            trained.setdefault(digest(one), row)
     return [(row, trained[i]) for row, i in enumerate(prompts.ids) if i in trained]
 
 
@@ -220,25 +240,6 @@ def apply_overlap(
             prompts.source, "every prompt is also trained on", "evaluate on other prompts"
         )
     return prompts.take([i for i in range(len(prompts)) if i not in out]), len(found)
-
-
-def _texts(table: pa.Table, column: str, name: str) -> list[str]:
-    _need(table, column, name)
-    values = table[column].to_pylist()
-    if not values:
-        raise InputError(name, "has no rows")
-    for row, value in enumerate(values):
-        if value is None or not str(value).strip():
-            raise InputError(f"{name}, row {row + 1}", f"{column} is empty")
-        if not isinstance(value, str):
-            values[row] = str(value)
-    return values
-
-
-def _need(table: pa.Table, column: str, name: str) -> None:
-    if column not in table.column_names:
-        its = f"its columns are {', '.join(table.column_names[:8])}"
-        raise InputError(name, f"has no column {column!r}", its)
 
 
 def _words(table: pa.Table, column: str, name: str) -> list[str | None]:

@@ -92,3 +92,28 @@ def _json_rows(path: Path) -> list[dict[str, Any]]:
     # A column may be absent from some rows; pyarrow takes its columns from the first row only.
     names = dict.fromkeys(key for row in rows for key in row)
     return [{key: row.get(key) for key in names} for row in rows]
+
+
+def need(table: pa.Table, column: str, name: str) -> None:
+    """Raises InputError: a table has no such column."""
+    if column not in table.column_names:
+        its = f"its columns are {', '.join(table.column_names[:8])}"
+        raise InputError(name, f"has no column {column!r}", its)
+
+
+def texts_of(table: pa.Table, column: str, name: str) -> list[str]:
+    """A column of texts, as they are.
+
+    Raises:
+        InputError: it is missing, or a row has none; names the row.
+    """
+    need(table, column, name)
+    values = table[column].to_pylist()
+    if not values:
+        raise InputError(name, "has no rows")
+    for row, value in enumerate(values):
+        if value is None or not str(value).strip():
+            raise InputError(f"{name}, row {row + 1}", f"{column} is empty")
+        if not isinstance(value, str):
+            values[row] = str(value)
+    return values

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from smda_jax.data.batch.batches import scored_positions
+from smda_jax.data.batch.batches import scored_in_a_row
 from smda_jax.data.batch.chunks import Chunk, padded_chunks
 from smda_jax.data.batch.layouts import Padded
 from smda_jax.engines.contract import BlockShifts, Delta, Job, Part, refuse_non_finite
@@ -58,7 +58,7 @@ class ChangesEngine:
 
     @staticmethod
     def _lengths(job: Job) -> list[int]:
-        return [len(t.ids) for t in job.tokens]
+        return [t.length for t in job.tokens]
 
     def steps(self, job: Job, chunk: Chunk) -> Steps:
         """Steps of a chunk of pairs."""
@@ -171,8 +171,8 @@ def with_room(job: Job, chunks: Iterator[Chunk]) -> list[Chunk]:
     found, most = list(chunks), {}
     for chunk in found:
         assert isinstance(chunk.layout, Padded)
-        scored = (scored_positions(job.tokens[i], job.stepping.scope) for i in chunk.rows)
+        scored = (scored_in_a_row(job.tokens[i]) for i in chunk.rows)
         width = chunk.layout.width
-        most[width] = max(most.get(width, 0), *(len(own) for own in scored))
+        most[width] = max(most.get(width, 0), *scored)
     layouts = (replace(c.layout, positions=most[c.layout.width]) for c in found)  # type: ignore
     return [Chunk(c.rows, layout) for c, layout in zip(found, layouts, strict=True)]

@@ -74,7 +74,7 @@ class Job:
     @cached_property
     def shared_pairs(self) -> int:
         """Leading tokens that all pairs have in common."""
-        return shared_pair_length(self.tokens, self.stepping.scope)
+        return shared_pair_length(self.tokens)
 
     @property
     def gate(self) -> Bool[np.ndarray, "prompt feature"]:

@@ -3,6 +3,7 @@
 from array import array
 
 from smda_jax.data.chat import PairTokens, PromptTokens
+from smda_jax.data.losses import Loss, Sft
 from smda_jax.data.records import Pairs, Prompts
 from smda_jax.errors import InputError
 from smda_jax.reading.behaviours.contract import Behaviour
@@ -38,17 +39,32 @@ def tokenise_prompts(
     return tokens
 
 
-def tokenise_pairs(model: Model, pairs: Pairs, max_length: int = 512) -> list[PairTokens]:
+def tokenise_pairs(
+    model: Model,
+    pairs: Pairs,
+    max_length: int = 512,
+    loss: Loss = Sft(),  # noqa: B008 (immutable)
+) -> list[PairTokens]:
     """Token ids of pairs.
 
     Raises:
-        InputError: `max_length` leaves no response of a pair; names the row.
+        InputError: `max_length` leaves no response of a pair, or the loss needs a rejected one;
+            names the row.
     """
     refuse_lengths_without_rope(model, max_length)
     tokens = []
-    for i, (prompt, answer) in enumerate(zip(pairs.prompt, pairs.response, strict=True)):
-        own = model.chat.pair(prompt, answer, max_length, pairs.where(i))
-        model.refuse_unknown_tokens(own.ids, pairs.where(i))
-        # Pairs may be many: lists would take ten times the memory.
-        tokens.append(own._replace(ids=array("i", own.ids)))
+    for i, prompt in enumerate(pairs.prompt):
+        where, rows = pairs.where(i), []
+        for answer in (pairs.response[i], pairs.rejected[i])[: loss.rows]:
+            if answer is None:
+                raise InputError(
+                    where, "has no rejected answer", "--loss sft, or a column rejected"
+                )
+            own = model.chat.pair(prompt, answer, max_length, where, pairs.history[i])
+            if loss.rows > 1:  # what both rows have in common says nothing of which is preferred
+                own = own._replace(turns=own.turns[-1:])
+            model.refuse_unknown_tokens(own.ids, where)
+            # Pairs may be many: lists would take ten times the memory.
+            rows.append(own._replace(ids=array("i", own.ids)))
+        tokens.append(PairTokens(tuple(rows), loss))
     return tokens

@@ -53,8 +53,8 @@ class Attribute(Command):
     """Evaluation prompts: parquet, csv, json or jsonl file, or hub:owner/name[:file]. Column
     prompt; optional prompt_label, category, shows (whether it shows the behaviour; or refused)."""
     pairs: str
-    """Training pairs, same formats. Columns prompt, response; optional label, category, planted,
-    raises."""
+    """Training pairs, same formats. Columns prompt and response, or messages, or prompt, chosen and
+    rejected; optional label, category, planted, raises."""
     out: Path
     """Run folder to write, or to continue."""
     layer: int | None = None
@@ -133,8 +133,14 @@ class Attribute(Command):
     """Of parameters and passes. The ridge is always solved in float64."""
     max_length: int = 512
     """Tokens: a longer pair is cut, and counted; a longer prompt is refused."""
+    loss: Literal["sft", "dpo"] = "sft"
+    """Of a pair. sft: mean cross-entropy; dpo: preference of column chosen over rejected, the base
+    weights being the reference."""
+    beta: float = 0.1
+    """Of dpo."""
     loss_scope: Literal["response", "all"] = "response"
-    """Tokens that a pair's loss averages over."""
+    """Tokens that a pair's loss scores: those of answers (of a conversation each turn's, by its
+    weight), or all."""
     subset: tuple[str, ...] = ()
     """Evaluation subsets: all, label:LABEL, balanced:LABEL (as many that show the behaviour as
     others), A+B (as many of one label as of another), random:N[:SEED]; natural and balanced: of the
@@ -179,6 +185,7 @@ class Attribute(Command):
         at_least = {
             "alpha": 0,
             "learning_rate": 0,
+            "beta": 0,
             "max_length": 2,
             "pair_block": 0,
             "prompt_block": 0,
@@ -196,6 +203,8 @@ class Attribute(Command):
             raise InputError(
                 "--learning-rate", "0 is no step", "what does not change shifts nothing"
             )
+        if self.loss == "dpo" and not self.beta:
+            raise InputError("--beta", "0 is no step", "e.g. 0.1")
         if self.alpha_folds == 1:
             raise InputError(
                 "--alpha-folds", "one fold leaves nothing to fit on", "0, or at least 2"

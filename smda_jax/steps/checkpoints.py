@@ -61,6 +61,7 @@ class StepCheckpoints:
         head: deltas at its output there.
         update: what becomes of each operation's step; its leaves are shared by the pairs.
         config: of the model; static.
+        rows: that a pair's tokens lie in, one behind the other; static.
     """
 
     stream: Float[Array, "layer pair token hidden"]
@@ -72,6 +73,7 @@ class StepCheckpoints:
     head: Float[Array, "pair position vocab"]
     update: Update
     config: ModelConfig = struct.field(pytree_node=False)
+    rows: int = struct.field(pytree_node=False, default=1)
 
     @property
     def pairs(self) -> int:
@@ -102,7 +104,7 @@ class StepCheckpoints:
         return TapSource(tree, rule=lambda step, x: step(x), layer=self._layer)
 
     def _layer(self, layer: Layer, kept: KeptOfLayer) -> dict[str, OperationStep]:
-        return layer_steps(self.config, layer, kept, self.update)
+        return layer_steps(self.config, layer, kept, self.update, self.rows)
 
 
 # Axes of `StepCheckpoints.as_taps().layer`: pairs share the block and what the update says of it.
@@ -110,21 +112,22 @@ LAYER_AXES = (None, KeptOfLayer(0, 0, None))  # type: ignore[arg-type]
 
 
 def layer_steps(
-    config: ModelConfig, layer: Layer, kept: KeptOfLayer, update: Update
+    config: ModelConfig, layer: Layer, kept: KeptOfLayer, update: Update, rows: int = 1
 ) -> dict[str, Any]:
     """One pair's steps of a block's operations, from what is kept of the pair there."""
-    stream, delta, part = kept
+    part = kept.part
+    stream, delta = (v.reshape(rows, -1, config.hidden) for v in (kept.stream, kept.delta))
 
     def run(taps: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
-        out = block(config, layer, stream[None], BlockTaps(taps))
+        out = block(config, layer, stream, BlockTaps(taps))
         return out.streams["resid_post"], out.inputs
 
-    zeros = block_zeros(config, 1, stream.shape[0], dtype=stream.dtype)
+    zeros = block_zeros(config, *stream.shape[:2], dtype=stream.dtype)
     _, pull, inputs = jax.vjp(run, zeros, has_aux=True)
-    (deltas,) = pull(delta[None])
+    (deltas,) = pull(delta)
     steps: dict[str, Any] = {}
     for op in config.table:
-        x, d = inputs[op.reads], deltas[op.name]
+        x, d = (v.reshape(1, -1, v.shape[-1]) for v in (inputs[op.reads], deltas[op.name]))
         if isinstance(op, Linear):
             steps[op.name] = update.linear(part, op, LinearStep(x[0], d[0], op.biased))
         else:
@@ -159,5 +162,6 @@ def form_steps(
         head=scaled(g.head),
         update=update,
         config=params.config,
+        rows=batch.loss.rows,
     )
     return steps, PairStatistics(losses, norm)

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from smda_jax.data.batch.batches import pair_batch, scored_positions
+from smda_jax.data.batch.batches import pair_batch, scored_in_a_row
 from smda_jax.data.batch.chunks import padded_chunks
 from smda_jax.data.batch.layouts import Padded
 from smda_jax.data.batch.widths import padded_length
-from smda_jax.data.chat import LossScope, PairTokens
+from smda_jax.data.chat import PairTokens
+from smda_jax.data.losses import LossName, LossScope, make_loss
 from smda_jax.data.records import Pairs
 from smda_jax.model.params import Params
 from smda_jax.reading.network import Model
@@ -32,11 +33,10 @@ AT_A_TIME = 16  # pairs that one backward pass takes, at most
 
 @dataclass(frozen=True)
 class Stepping:
-    """How pairs are stepped on: the model, the update, and which tokens the loss scores."""
+    """How pairs are stepped on: the model and the update."""
 
     model: Model
     update: Update
-    scope: LossScope = "response"
 
 
 class Steps(NamedTuple):
@@ -68,7 +68,7 @@ def steps_of(
     Raises:
         TooLargeError: not even one pair at a time fits.
     """
-    width = padded_length(max(len(t.ids) for t in tokens))
+    width = padded_length(max(t.length for t in tokens))
     layout = layout or Padded(width, len(tokens))
     layout = Padded(layout.width, max(layout.size, len(tokens)), layout.positions)
     return halving(lambda most: _steps_of(stepping, tokens, layout, most), AT_A_TIME)
@@ -77,17 +77,17 @@ def steps_of(
 def _steps_of(
     stepping: Stepping, tokens: Sequence[PairTokens], layout: Padded, at_a_time: int
 ) -> tuple[StepCheckpoints, PairStatistics]:
-    rows, scope = layout.size, stepping.scope
-    positions = max(layout.positions, *(len(scored_positions(t, scope)) for t in tokens))
+    rows = layout.size
+    positions = max(layout.positions, *(scored_in_a_row(t) for t in tokens))
     parts = -(-rows // at_a_time)
     size = devices().round_up(-(-rows // parts))
     filled = [*tokens, *[tokens[-1]] * (parts * size - len(tokens))]
     with numerics(stepping.model.dtype):
         update, done = stepping.update.ready(), []
         own = Padded(layout.width, size, positions)
-        form = _placed(stepping.model.params, update)
+        form = _placed(stepping.model.params, tokens[0].loss.rows)
         for start in range(0, parts * size, size):
-            batch = pair_batch(filled[start : start + size], scope, own)
+            batch = pair_batch(filled[start : start + size], own)
             done.append(form.run(stepping.model.params, batch, update))
         if parts == 1 and size == rows:
             return done[0]
@@ -107,7 +107,7 @@ def _steps_of(
 _form = Program(form_steps)
 
 
-def _placed(params: Params, update: Update) -> Program:
+def _placed(params: Params, rows_of_a_pair: int) -> Program:
     """`form_steps`, with the pair axis of every part of its result."""
     rows = StepCheckpoints(
         stream=Rows(1),  # type: ignore[arg-type]
@@ -119,6 +119,7 @@ def _placed(params: Params, update: Update) -> Program:
         head=Rows(),  # type: ignore[arg-type]
         update=Replicated(),  # type: ignore[arg-type]
         config=params.config,
+        rows=rows_of_a_pair,
     )
     return _form.placed((Replicated(), Rows(), Replicated()), (rows, Rows()))
 
@@ -131,7 +132,7 @@ def steps_in_groups(stepping: Stepping, tokens: Sequence[PairTokens]) -> Steps:
     budget = padding_budget(stepping.model.config.flop_per_token, 6)
     budget = np.inf if devices().several else budget
     done, order = [], []
-    for chunk in padded_chunks([len(t.ids) for t in tokens], len(tokens), budget):
+    for chunk in padded_chunks([t.length for t in tokens], len(tokens), budget):
         assert isinstance(chunk.layout, Padded)
         size = devices().round_up(len(chunk.rows))
         own = [tokens[i] for i in chunk.rows]
@@ -150,7 +151,9 @@ def pair_steps(
     *,
     learning_rate: float = 1e-4,
     update: str | Update = "sgd",
+    loss: LossName = "sft",
     loss_scope: LossScope = "response",
+    beta: float = 0.1,
     max_length: int = 512,
 ) -> StepCheckpoints:
     """One step on each pair, in factored form.
@@ -160,15 +163,17 @@ def pair_steps(
         pairs: from `load_pairs`.
         learning_rate: η of the step, where `update` is a name.
         update: sgd, normalised or adam, or an update of your own.
+        loss: sft (mean cross-entropy) or dpo.
         loss_scope: response, or all tokens.
+        beta: of dpo.
         max_length: tokens; a longer pair is cut.
 
     Raises:
         InputError: a pair of which nothing of the response is left, or an unknown update.
     """
-    tokens = tokenise_pairs(model, pairs, max_length)
+    tokens = tokenise_pairs(model, pairs, max_length, make_loss(loss, loss_scope, beta))
     if isinstance(update, str):
         kind: Offer = offer(update)
-        update = kind.prepare(model, tokens, loss_scope, learning_rate)
+        update = kind.prepare(model, tokens, learning_rate)
     assert isinstance(update, Update)
-    return steps_of(Stepping(model, update, loss_scope), tokens)[0]
+    return steps_of(Stepping(model, update), tokens)[0]

@@ -23,6 +23,7 @@ class Gradient:
 
     Attributes:
         inputs: of the blocks' operations, by the input's name; and the block's own (`RESIDUAL`).
+            The tokens of a pair's rows follow each other, here and in all that follows.
         deltas: loss gradient at the outputs of the blocks' operations.
         output: loss gradient at the blocks' own outputs.
         tokens: the pairs' token ids.
@@ -45,14 +46,14 @@ class Gradient:
 
 
 class PairStatistics(NamedTuple):
-    """Loss (nats per scored token) and the norm of its gradient over all parameters, per pair."""
+    """Loss and the norm of its gradient over all parameters, per pair."""
 
     loss: Float[Array | np.ndarray, " pair"]
     gradient_norm: Float[Array | np.ndarray, " pair"]
 
 
 def gradient(params: Params, batch: PairBatch) -> tuple[Float[Array, " pair"], Gradient]:
-    """One forward and one backward pass → losses (nats per scored token), factored gradients.
+    """One forward and one backward pass → losses, factored gradients.
 
     Taps of zeros sit at every operation's output; the gradient with respect to them is δ. A
     batch's rows do not interact, so one gradient of the summed losses gives every pair its own.
@@ -74,7 +75,7 @@ def gradient(params: Params, batch: PairBatch) -> tuple[Float[Array, " pair"], G
     # Where the last operation's output is added as it is, its gradient is the block's.
     output = delta["blocks"]["down"] if config.adds_plainly else delta["blocks"].pop(OUTPUT)
     final_unit, head_in = inputs.pop("final_unit"), inputs.pop("final_in")
-    return losses, Gradient(
+    whole = Gradient(
         inputs=inputs,
         deltas=delta["blocks"],
         output=output,
@@ -85,6 +86,22 @@ def gradient(params: Params, batch: PairBatch) -> tuple[Float[Array, " pair"], G
         head_in=head_in,
         head=delta["unembed"],
     )
+    return losses, whole if batch.loss.rows == 1 else _of_pairs(whole, batch.pairs)
+
+
+def _of_pairs(g: Gradient, pairs: int) -> Gradient:
+    """A pair's rows, one behind the other: its gradient is the sum over the tokens of all."""
+
+    def outside(x: Array) -> Array:
+        return x.reshape(pairs, -1, *x.shape[2:])
+
+    def inside(x: Array) -> Array:
+        return x.reshape(x.shape[0], pairs, -1, x.shape[-1])
+
+    blocks = {
+        name: jax.tree.map(inside, getattr(g, name)) for name in ("inputs", "deltas", "output")
+    }
+    return jax.tree.map(outside, g.replace(**dict.fromkeys(blocks))).replace(**blocks)  # type: ignore
 
 
 def scale_gradient(

@@ -21,7 +21,7 @@ from smda_jax.runtime.precision import wide
 def scored_losses(
     params: Params, batch: PairBatch, taps: TapSource = NO_TAPS, keep: tuple[str, ...] = ()
 ) -> tuple[Float[Array, " pair"], dict[str, Array]]:
-    """Loss of every pair (nats per scored token), and inputs of operations.
+    """Loss of every pair, and inputs of operations.
 
     The tokens that all pairs share are run once, as a batch of one; what is kept is of the rest.
 
@@ -42,4 +42,5 @@ def scored_losses(
     # Chosen before they are weighed: a loss that is not finite, times zero, would spoil the others
     # of its lane.
     own = jnp.where(weight > 0, losses[:, None], jnp.zeros_like(weight))
-    return jnp.sum(own * weight, axis=-1).ravel(), hidden.kept | head
+    sums = jnp.sum(own * weight, axis=-1).reshape(batch.pairs, batch.loss.rows)
+    return batch.loss.value(sums), hidden.kept | head

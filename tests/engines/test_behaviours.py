@@ -168,7 +168,7 @@ def test_every_behaviour_equals_autograd_on_every_engine(checkpoints, name):
         run, head = e.params, shared_length(prompts)
         batch = prompt_batch(prompts, padded(prompts, 24 - head), head)
         close(base(run, batch, behaviour, site).y, y, 1e-9)
-        block = pair_batch(pairs, "response", padded(pairs, 32))
+        block = pair_batch(pairs, padded(pairs, 32))
         steps, _ = steps_of(params, block)
         got = forward(run, steps, batch, behaviour, site)
 

@@ -25,12 +25,13 @@ import smda_jax as smda
 from smda_jax.data.batch.batches import (
     pair_batch,
     prompt_batch,
-    scored_positions,
+    scored_in_all,
     shared_length,
     shared_pair_length,
 )
 from smda_jax.data.batch.chunks import packed_chunks
 from smda_jax.data.batch.layouts import scatter
+from smda_jax.data.losses import Sft
 from smda_jax.engines.forward.program import forward
 from smda_jax.engines.query.program import (
     Weighted,
@@ -78,7 +79,7 @@ def test_first_order_engines_equal_moved_weights(checkpoints, kind, dtype, site,
     with numerics(dtype):
         params = checkpoint.load(checkpoints[kind], dtype)
         prompts, pairs = tokens(params.config.vocab)
-        pairs = [pair for pair in pairs if len(pair.ids) <= width]
+        pairs = [pair._replace(loss=Sft(scope)) for pair in pairs if len(pair.ids) <= width]
         shared = shared_length(prompts)
         layout = padded(prompts, 24 - shared)
         batch = prompt_batch(prompts, layout, shared)
@@ -87,7 +88,7 @@ def test_first_order_engines_equal_moved_weights(checkpoints, kind, dtype, site,
             close(start.h[n], h, 1e-9 if dtype == "float64" else 1e-4)
             close(start.y[n], np.float64(y), 1e-9 if dtype == "float64" else 1e-4)
         loss, norm, dh, dy = (np.stack(v) for v in zip(*wanted[: len(pairs)], strict=True))
-        steps, statistics = steps_of(params, pair_batch(pairs, scope, padded(pairs, width)))
+        steps, statistics = steps_of(params, pair_batch(pairs, padded(pairs, width)))
         close(statistics.loss, loss, tolerance)
         close(statistics.gradient_norm, norm, tolerance)
         got = forward(params, steps, batch, BEHAVIOUR, Site(*site))
@@ -110,15 +111,15 @@ def test_query_equals_moved_weights(checkpoints, kind, dtype, site, scope, width
     with numerics(dtype):
         params = checkpoint.load(checkpoints[kind], dtype)
         prompts, pairs = tokens(params.config.vocab)
-        pairs = [pair for pair in pairs if len(pair.ids) <= width]
+        pairs = [pair._replace(loss=Sft(scope)) for pair in pairs if len(pair.ids) <= width]
         loss, norm, dh, dy = (np.stack(v) for v in zip(*wanted[: len(pairs)], strict=True))
         head = shared_length(prompts)
         layout = padded(prompts, 24 - head)
         batch = prompt_batch(prompts, layout, head)
-        block = pair_batch(pairs, scope, padded(pairs, width))
+        block = pair_batch(pairs, padded(pairs, width))
         W = r.normal(size=(params.config.hidden, 4))
         encoder = Encoder(jnp.asarray(W, dtype), jnp.zeros(4, dtype))
-        shared = shared_pair_length(pairs, scope)
+        shared = shared_pair_length(pairs)
         assert shared == (0 if scope == "all" else min(pair.response for pair in pairs) - 1)
         for m in (1, 40) if kind == "llama_untied_mha" else (2,):
             z, y = r.normal(size=(m, 3, 4)), r.normal(size=(m, 3))
@@ -145,10 +146,10 @@ def test_query_equals_moved_weights(checkpoints, kind, dtype, site, scope, width
             ):
                 rows, own = np.arange(len(pairs)), padded(pairs, width - lead)
                 if lanes:
-                    scored = [len(scored_positions(p, scope)) for p in pairs]
+                    scored = [scored_in_all(p) for p in pairs]
                     lengths = [len(p.ids) - lead for p in pairs]
                     ((rows, own),) = packed_chunks(lengths, len(pairs), lanes, scored)
-                some = pair_batch([pairs[i] for i in rows], scope, own, lead)
+                some = pair_batch([pairs[i] for i in rows], own, lead)
                 value, found = directional_derivative(params, some, queries[0], update)
                 inverse = np.argsort(rows)
                 got = scatter(own, np.asarray(value), len(pairs), 1)[:, inverse]
@@ -161,7 +162,7 @@ def test_forward_reads_several_layers_in_one_pass(checkpoints):
         params = checkpoint.load(checkpoints["llama_all_biases_linear_rope"], "float64")
         prompts, pairs = tokens(params.config.vocab)
         batch = prompt_batch(prompts, padded(prompts, 12), 4)
-        steps, _ = steps_of(params, pair_batch(pairs, "response", padded(pairs, 32)))
+        steps, _ = steps_of(params, pair_batch(pairs, padded(pairs, 32)))
         several = Site("resid_post", 1, (3, 0))
         together = forward(params, steps, batch, BEHAVIOUR, several)
         read = base(params, batch, BEHAVIOUR, several)
@@ -179,7 +180,7 @@ def test_results_do_not_depend_on_what_they_travel_with(checkpoints):
         prompts, pairs = tokens(params.config.vocab)
 
         def run(ps, qs, width=16, pair_width=32, shared=4, rows=3):
-            steps, found = steps_of(params, pair_batch(qs, "response", padded(qs, pair_width)))
+            steps, found = steps_of(params, pair_batch(qs, padded(qs, pair_width)))
             layout = padded(ps, width - shared, rows)
             batch = prompt_batch(ps, layout, shared)
             out = forward(params, steps, batch, BEHAVIOUR, site)

@@ -11,7 +11,7 @@ from support import BEHAVIOUR, ETA, close, padded, tokens
 from smda_jax.data.batch.batches import (
     pair_batch,
     prompt_batch,
-    scored_positions,
+    scored_in_all,
     shared_length,
 )
 from smda_jax.data.batch.chunks import packed_chunks
@@ -62,9 +62,9 @@ def test_a_pair_that_is_not_finite_does_not_spoil_those_beside_it(checkpoints):
     with numerics("float32"):
         params = checkpoint.load(checkpoints["llama_untied_mha"], "float32")
         prompts, pairs = tokens(params.config.vocab)
-        scored = [len(scored_positions(p, "response")) for p in pairs]
+        scored = [scored_in_all(p) for p in pairs]
         (chunk,) = packed_chunks([len(p.ids) for p in pairs], 2, 1, scored)
-        batch = pair_batch([pairs[i] for i in chunk.rows], "response", chunk.layout)
+        batch = pair_batch([pairs[i] for i in chunk.rows], chunk.layout)
         encoder = Encoder(jnp.ones((params.config.hidden, 1)), jnp.zeros(1))
         plain = prompt_batch(prompts, padded(prompts, 24))
         weighting, site = Weighting(None, np.ones((1, 3))), Site("resid_post", 1)

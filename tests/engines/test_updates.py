@@ -107,7 +107,7 @@ def equals_moved_weights(folder, update, step_of):
             dh, dy = oracle.derivative(model, step, places, SITE, SEQUENCES, eps=eps)
             both.append((-ETA * dh, -ETA * dy))
         dh, dy = (np.stack(v) for v in zip(*both, strict=True))
-        block = pair_batch(pairs, "response", padded(pairs, 32))
+        block = pair_batch(pairs, padded(pairs, 32))
         steps, _ = steps_of(params, block, update)
         got = forward(params, steps, batch, BEHAVIOUR, Site(*SITE))
         close(got.h, dh, 1e-6)
@@ -167,7 +167,7 @@ def test_second_moments_are_the_mean_of_squared_gradients(checkpoints, tmp_path,
         params = checkpoint.load(checkpoints[kind], "float64")
         tensors = {name: v.numpy() for name, v in mean.items()}
         want = shaped_like_parameters(checkpoints[kind], tensors, tmp_path / kind)
-        _, g = gradient(params, pair_batch(pairs, "response", padded(pairs, 32, 3)))
+        _, g = gradient(params, pair_batch(pairs, padded(pairs, 32, 3)))
         got = squares(g, jnp.array([0.5, 0.5, 0.0]), params)
         jax.tree.map(lambda a, b: close(a, np.asarray(b), 1e-9), got, want)
 
@@ -196,7 +196,7 @@ def test_finite_equals_a_copied_weights_step_and_tends_to_forward(checkpoints, k
     with numerics("float64"):
         params = checkpoint.load(checkpoints[kind], "float64")
         batch = prompt_batch(prompts, padded(prompts, 24))
-        block = pair_batch(pairs, "response", padded(pairs, 32))
+        block = pair_batch(pairs, padded(pairs, 32))
         errors = []
         for eta in (4e-3, 2e-3, 1e-3):
             steps, _ = steps_of(params, block, Update(eta))

@@ -7,7 +7,8 @@ from flax import struct
 from jaxtyping import Array, Float, Int, Shaped
 
 from smda_jax.data.batch.layouts import Layout, items_at
-from smda_jax.data.chat import LossScope, PairTokens, PromptTokens
+from smda_jax.data.chat import PairTokens, PromptTokens, RowTokens
+from smda_jax.data.losses import Loss, Sft
 from smda_jax.kernels.packing import Packing
 from smda_jax.pytree import pytree
 
@@ -58,18 +59,24 @@ class PromptBatch(TokenBatch):
 
 @pytree
 class PairBatch(TokenBatch):
-    """Training pairs.
+    """Training pairs, each in as many rows as its loss is made of.
 
     Attributes:
         at: places in the lane whose next token is scored, padded with zeros.
         target: that next token.
-        weight: of each pair of the lane, 1 / (number of its scored tokens) at its own positions,
-            and zero elsewhere.
+        weight: of each row of the lane at its own positions, and zero elsewhere.
+        loss: of every pair, made of its rows' weighted sums; static.
     """
 
     at: Int[Array | np.ndarray, "lane position"]
     target: Int[Array | np.ndarray, "lane position"]
-    weight: Float[Array | np.ndarray, "lane pair position"]
+    weight: Float[Array | np.ndarray, "lane row position"]
+    loss: Loss = struct.field(pytree_node=False, kw_only=True, default=Sft())
+
+    @property
+    def pairs(self) -> int:
+        """How many there are."""
+        return self.weight.shape[0] * self.weight.shape[1] // self.loss.rows
 
 
 def in_common(ids: Sequence[Sequence[int]], most: int) -> int:
@@ -84,16 +91,31 @@ def shared_length(prompts: Sequence[PromptTokens]) -> int:
     return in_common([p.ids for p in prompts], min(p.read_at for p in prompts))
 
 
-def shared_pair_length(pairs: Sequence[PairTokens], scope: LossScope) -> int:
+def shared_pair_length(pairs: Sequence[PairTokens]) -> int:
     """Leading tokens that all pairs have in common, at most up to the first that is scored."""
-    scored = min(int(scored_positions(pair, scope)[0]) for pair in pairs)
-    return in_common([pair.ids for pair in pairs], scored)
+    rows = [(row, pair.loss) for pair in pairs for row in pair.rows]
+    scored = min(int(scored_positions(*row)[0][0]) for row in rows)
+    return in_common([row.ids for row, _ in rows], scored)
 
 
-def scored_positions(pair: PairTokens, scope: LossScope) -> Int[np.ndarray, " position"]:
-    """Positions whose next token the loss scores: those before the response's tokens, or all."""
-    first = pair.response if scope == "response" else 1
-    return np.arange(first - 1, len(pair.ids) - 1)
+def scored_positions(
+    row: RowTokens, loss: Loss
+) -> tuple[Int[np.ndarray, " position"], Float[np.ndarray, " position"]]:
+    """Positions whose next token a loss scores, and the tokens' weights."""
+    turns = row.turns if loss.scope == "response" else ((1, len(row.ids), 1.0),)
+    at = np.concatenate([np.arange(start - 1, stop - 1) for start, stop, _ in turns])
+    weight = np.concatenate([np.full(stop - start, own) for start, stop, own in turns])
+    return at, weight / weight.sum() if loss.averaged else weight
+
+
+def scored_in_a_row(pair: PairTokens) -> int:
+    """Scored positions of a pair's row, at most."""
+    return max(len(scored_positions(row, pair.loss)[0]) for row in pair.rows)
+
+
+def scored_in_all(pair: PairTokens) -> int:
+    """Scored positions of a pair's rows together."""
+    return sum(len(scored_positions(row, pair.loss)[0]) for row in pair.rows)
 
 
 def prompt_batch(prompts: Sequence[PromptTokens], layout: Layout, shared: int = 0) -> PromptBatch:
@@ -126,31 +148,29 @@ def prompt_batch(prompts: Sequence[PromptTokens], layout: Layout, shared: int = 
     )
 
 
-def pair_batch(
-    pairs: Sequence[PairTokens], scope: LossScope, layout: Layout, shared: int = 0
-) -> PairBatch:
-    """A batch of pairs.
+def pair_batch(pairs: Sequence[PairTokens], layout: Layout, shared: int = 0) -> PairBatch:
+    """A batch of pairs of one loss.
 
     Args:
         pairs: of the batch; the longest first, if it is packed.
-        scope: which tokens the loss scores.
         layout: of what each pair has beyond the shared tokens.
         shared: leading tokens that all pairs have in common; 0 where each runs its own.
     """
-    items = [pairs[i] for i in items_at(layout, len(pairs))]
-    scored = [scored_positions(pair, scope) for pair in items]
-    laid = layout.lay([pair.ids for pair in items], shared)
+    loss = pairs[0].loss
+    rows = [row for i in items_at(layout, len(pairs)) for row in pairs[i].rows]
+    scored = [scored_positions(row, loss) for row in rows]
+    laid = layout.lay([row.ids for row in rows], shared)
     lanes, per_lane = laid.start.shape
-    room = layout.room([len(positions) for positions in scored])
+    room = layout.room([len(at) for at, _ in scored])
     at, target = (np.zeros((lanes, room), np.int32) for _ in range(2))
     weight = np.zeros((lanes, per_lane, room))
     for lane in range(lanes):
         place = 0
-        for row in range(per_lane):
-            pair, positions = items[lane * per_lane + row], scored[lane * per_lane + row]
+        for index in range(per_lane):
+            row, (positions, own) = rows[lane * per_lane + index], scored[lane * per_lane + index]
             some = slice(place, place + len(positions))
-            at[lane, some] = laid.start[lane, row] + positions
-            target[lane, some] = np.asarray(pair.ids)[positions + 1]
-            weight[lane, row, some] = 1 / len(positions)
+            at[lane, some] = laid.start[lane, index] + positions
+            target[lane, some] = np.asarray(row.ids)[positions + 1]
+            weight[lane, index, some] = own
             place += len(positions)
-    return PairBatch(laid.tokens, laid.packing, at, target, weight, shared=shared)
+    return PairBatch(laid.tokens, laid.packing, at, target, weight, shared=shared, loss=loss)

@@ -31,7 +31,6 @@ class Finite(ChangesEngine):
                 job.evaluation,
                 [job.tokens[i] for i in chunk.rows],
                 job.optimiser,
-                scope=job.stepping.scope,
                 prompts=task.prompts,
                 residual=job.keep.residual,
                 progress=task.advance,

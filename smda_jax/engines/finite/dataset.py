@@ -11,10 +11,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int
 
-from smda_jax.data.batch.batches import PairBatch, pair_batch, scored_positions
+from smda_jax.data.batch.batches import PairBatch, pair_batch, scored_in_a_row
 from smda_jax.data.batch.layouts import Padded
 from smda_jax.data.batch.widths import padded_length
-from smda_jax.data.chat import LossScope, PairTokens
+from smda_jax.data.chat import PairTokens
 from smda_jax.engines.contract import Delta
 from smda_jax.engines.finite.program import finite as finite_program
 from smda_jax.engines.push import Pushing, push
@@ -59,7 +59,6 @@ def finite_by_optimiser(
     optimiser: optax.GradientTransformation,
     state: Any = None,
     *,
-    scope: LossScope = "response",
     prompts: Int[np.ndarray, " prompt"] | None = None,
     residual: bool = False,
     progress: Progress = silent,
@@ -76,7 +75,6 @@ def finite_by_optimiser(
         optimiser: any optax transformation.
         state: of the optimiser, as a training run left it, shaped after the parameters; default:
             as the optimiser begins.
-        scope: response, or all tokens.
         prompts: default all.
         residual: whether the change of the residual stream is returned too.
         progress: told the share of the work just done.
@@ -92,11 +90,11 @@ def finite_by_optimiser(
     params: Any = e.model.params
     with numerics(e.model.dtype):
         state = optimiser.init(params) if state is None else state
-    positions = max(len(scored_positions(t, scope)) for t in tokens)
-    layout = Padded(padded_length(max(len(t.ids) for t in tokens)), 1, positions)
+    positions = max(scored_in_a_row(t) for t in tokens)
+    layout = Padded(padded_length(max(t.length for t in tokens)), 1, positions)
     for i, pair in enumerate(tokens):
         with numerics(e.model.dtype):
-            batch = jax.tree.map(jnp.asarray, pair_batch([pair], scope, layout))
+            batch = jax.tree.map(jnp.asarray, pair_batch([pair], layout))
             moved = _moved.run(params, state, batch, optimiser=optimiser)
         model = replace(e.model, params=moved)
         after = run_prompts(replace(e.question, model=model), own)

@@ -50,7 +50,7 @@ class QueryEngine:
         if self._along_tangents(job):
             return self._asking(job).chunks(job.tokens, job.pair_chunk)
         budget = padding_budget(job.stepping.model.config.flop_per_token, 3)
-        lengths = [len(t.ids) for t in job.tokens]
+        lengths = [t.length for t in job.tokens]
         return with_room(job, padded_chunks(lengths, job.pair_chunk, budget))
 
     def items(self, job: Job) -> int:

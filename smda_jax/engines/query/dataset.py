@@ -11,7 +11,7 @@ from jaxtyping import Float
 from smda_jax.data.batch.batches import (
     pair_batch,
     prompt_batch,
-    scored_positions,
+    scored_in_all,
     shared_pair_length,
 )
 from smda_jax.data.batch.chunks import Chunk, packed_chunks
@@ -95,12 +95,12 @@ class Asking:
     @classmethod
     def along(cls, stepping: Stepping, tokens: Sequence[PairTokens]) -> "Asking":
         """For readouts that are asked along a tangent."""
-        return cls(stepping, shared_pair_length(tokens, stepping.scope))
+        return cls(stepping, shared_pair_length(tokens))
 
     def chunks(self, tokens: Sequence[PairTokens], most: int) -> list[Chunk]:
         """Packed chunks of pairs; a pure function of its arguments and the number of devices."""
-        scored = [len(scored_positions(t, self.stepping.scope)) for t in tokens]
-        lengths = [len(t.ids) - self.shared for t in tokens]
+        scored = [scored_in_all(t) for t in tokens]
+        lengths = [t.length - self.shared for t in tokens]
         return list(packed_chunks(lengths, most, devices().round_up(1), scored))
 
 
@@ -119,11 +119,11 @@ def inner_products(
         layout: given so that chunks share a compiled program.
     """
     n = len(tokens)
-    layout = layout or Padded(padded_length(max(len(t.ids) for t in tokens)), n)
+    layout = layout or Padded(padded_length(max(t.length for t in tokens)), n)
     size = devices().round_up(max(layout.size, n))
     own = Padded(layout.width, size, layout.positions)
     with numerics(stepping.model.dtype):
-        batch = pair_batch(tokens, stepping.scope, own)
+        batch = pair_batch(tokens, own)
         args = (stepping.model.params, batch, queries, stepping.update.ready())
         values, found = program.inner_products.run(*args)
     statistics = PairStatistics(*(fetch(v)[:n] for v in found))
@@ -152,7 +152,7 @@ def directional_derivative(
         return values[:, inverse], PairStatistics(*(np.asarray(v)[inverse] for v in found))
     rows = Chunk(np.arange(len(tokens)), layout)
     with numerics(stepping.model.dtype):
-        batch = pair_batch(tokens, stepping.scope, layout, asking.shared)
+        batch = pair_batch(tokens, layout, asking.shared)
         args = (stepping.model.params, batch, query, stepping.update.ready())
         values, found = program.directional_derivative.run(*args)
     statistics = PairStatistics(*(rows.scatter(fetch(v)) for v in found))

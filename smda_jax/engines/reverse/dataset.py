@@ -222,7 +222,7 @@ class _Descent:
         form = matrices.placed(placements, MATRICES_OF_PAIRS)
         if not shared_out:
             form = matrices.placed((Replicated(),) * 3, Replicated())
-        return form.run(layer, kept, update, config=config)
+        return form.run(layer, kept, update, config=config, rows=self.groups[0].rows)
 
     def _pull(self, batch: _Batch, index: int, layer: Layer, formed: Matrices) -> None:
         """Takes a batch of readouts one layer down."""

@@ -60,15 +60,19 @@ class Matrices(NamedTuple):
 MATRICES_OF_PAIRS = Matrices(Rows(2), Rows(1), Rows(1))  # type: ignore[arg-type]
 
 
-@program(Replicated(), Rows(), Replicated(), result=MATRICES_OF_PAIRS, static=("config",))
+@program(Replicated(), Rows(), Replicated(), result=MATRICES_OF_PAIRS, static=("config", "rows"))
 def matrices(
-    layer: Layer, groups: tuple[KeptOfLayer, ...], update: Update, config: ModelConfig
+    layer: Layer,
+    groups: tuple[KeptOfLayer, ...],
+    update: Update,
+    config: ModelConfig,
+    rows: int = 1,
 ) -> Matrices:
     """The pairs' steps in a layer, from what each group of pairs keeps of it."""
 
     def of_group(kept: KeptOfLayer) -> Matrices:
         def one(layer: Layer, kept: KeptOfLayer) -> dict[str, Any]:
-            return layer_steps(config, layer, kept, update)
+            return layer_steps(config, layer, kept, update, rows)
 
         steps = jax.vmap(one, LAYER_AXES)(layer, kept)
         linears, scales = config.table.linears, config.table.scales

@@ -150,7 +150,7 @@ class _Attribution:
         """What the base model makes of the pairs' own prompts."""
         model, pairs = inputs.question.model, inputs.pairs
         tokens = [
-            model.chat.prompt(text, self.config.max_length, pairs.where(i))
+            model.chat.prompt(text, self.config.max_length, pairs.where(i), pairs.history[i])
             for i, text in enumerate(pairs.prompt)
         ]
         only_h = replace(inputs.question, behaviour=Nothing())
@@ -189,11 +189,11 @@ class _Attribution:
             soft_wrap=True,
         )
         model = inputs.question.model
-        args = (model, inputs.pair_tokens, c.loss_scope, c.learning_rate)
+        args = (model, inputs.pair_tokens, c.learning_rate)
         job = Job(
             evaluation=e,
             tokens=inputs.pair_tokens,
-            stepping=Stepping(model, offer(c.update).prepare(*args), c.loss_scope),
+            stepping=Stepping(model, offer(c.update).prepare(*args)),
             keep=work.keep,
             gate_open=c.gate == "off",
             policies=tuple(policies.values()),

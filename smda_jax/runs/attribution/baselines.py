@@ -85,7 +85,7 @@ def baselines(
     h, prompts = known.own.h.astype(np.float64), e.h.astype(np.float64)
     behind = prompts[known.shows] if known.shows.any() else prompts
     towards = (behind / np.linalg.norm(behind, axis=1, keepdims=True)).mean(axis=0)
-    scored = [len(scored_positions(t, c.loss_scope)) for t in inputs.pair_tokens]
+    scored = [len(scored_positions(t.rows[0], t.loss)[0]) for t in inputs.pair_tokens]
     return {
         "gradient_dot": dot,
         "gradient_cosine": cosine,

@@ -31,7 +31,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "behaviour becomes likelier. Empty where only scores were kept, and where Y is given",
         "mean_delta_y_low": _INTERVAL,
         "mean_delta_y_high": _INTERVAL,
-        "loss": "mean cross-entropy of the scored tokens, nats per token",
+        "loss": "of sft the mean cross-entropy of the scored tokens, nats per token; of dpo log 2",
         "gradient_norm": (
             "length of the loss gradient over all parameters; empty where scores are "
             "read along the query"

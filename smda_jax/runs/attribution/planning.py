@@ -5,7 +5,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from smda_jax.data.batch.batches import scored_positions, shared_length, shared_pair_length
+from smda_jax.data.batch.batches import scored_in_all, shared_length, shared_pair_length
 from smda_jax.data.features import parse
 from smda_jax.engines import planner
 from smda_jax.engines.workload import Workload
@@ -25,9 +25,9 @@ def workload(c: Attribute, inputs: Inputs, features: int, active: float, policie
         prompts=len(prompts),
         prompt_tokens=float(np.mean([t.length for t in prompts])),
         shared=shared_length(prompts),
-        pair_tokens=float(np.mean([len(t.ids) for t in pairs])),
-        shared_pairs=shared_pair_length(pairs, c.loss_scope),
-        scored=float(np.mean([len(scored_positions(t, c.loss_scope)) for t in pairs])),
+        pair_tokens=float(np.mean([t.total for t in pairs])),
+        shared_pairs=shared_pair_length(pairs),
+        scored=float(np.mean([scored_in_all(t) for t in pairs])),
         features=features,
         active=float(features) if c.gate == "off" else active,
         layer=question.site.layer,

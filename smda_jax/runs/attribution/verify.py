@@ -68,7 +68,7 @@ def true_steps(
     """Steps on the pairs `rows`, each from the base weights, seen by the float64 evaluation `e`."""
     with numerics("float64"):
         update = jax.tree.map(lambda leaf: jnp.asarray(leaf, "float64"), stepping.update)
-    wide = Stepping(e.model, update, stepping.scope)
+    wide = Stepping(e.model, update)
     steps, _ = steps_of(wide, [inputs.pair_tokens[i] for i in rows])
     delta = finite(e, steps, batch_size=16)
     W = ridge(e.x, e.y, alpha)
@@ -134,13 +134,13 @@ def verify(command: Verify, console: Console | None = None) -> list[dict[str, An
         np.random.default_rng(command.seed).permutation(len(inputs.pairs))[: command.pairs]
     )
     model, kind = inputs.question.model, offer(c.update)
-    own: Update = kind.prepare(model, inputs.pair_tokens, c.loss_scope, c.learning_rate)
+    own: Update = kind.prepare(model, inputs.pair_tokens, c.learning_rate)
     dz, dy = cache.delta_z[rows], cache.delta_y[rows]
     dx = dz if c.gate == "off" else np.where(cache.active[None], dz, 0)
     table, points = [], []
     for eta in track(sorted(command.learning_rates), "true steps", console=console, transient=True):
         update = own.replace(learning_rate=eta)  # type: ignore[attr-defined]
-        true = true_steps(e, inputs, Stepping(model, update, c.loss_scope), rows, cache.alpha)
+        true = true_steps(e, inputs, Stepping(model, update), rows, cache.alpha)
         size = eta / c.learning_rate
         first = decompose(e.x, e.y, true.W, size * dx, size * dy, cache.alpha)
         predicted, truth = (

@@ -8,6 +8,7 @@ from rich.markup import escape
 
 from smda_jax.data import features as feature_specs
 from smda_jax.data.chat import PairTokens, PromptTokens
+from smda_jax.data.losses import make_loss
 from smda_jax.data.records import (
     Pairs,
     Prompts,
@@ -67,7 +68,7 @@ def load_inputs(config: Attribute, console: Console, *, weights: bool = True) ->
     options = config.behaviour_options()
     asked = feature_specs.parse(config.features)
     prompts = load_prompts(config.eval, columns_of(config.behaviour, options))
-    pairs = load_pairs(config.pairs)
+    pairs = load_pairs(config.pairs, config.loss)
     labels = feature_specs.read_labels(config.feature_labels) if config.feature_labels else {}
     prompts, overlapping = apply_overlap(prompts, pairs, config.on_overlap)
     if overlapping:
@@ -90,12 +91,10 @@ def load_inputs(config: Attribute, console: Console, *, weights: bool = True) ->
     asking = Asking(model, prompts, site, options)
     behaviour = make_behaviour(config.behaviour, asking)
     prompt_tokens = tokenise_prompts(model, prompts, behaviour, config.max_length)
-    pair_tokens = tokenise_pairs(model, pairs, config.max_length)
+    loss = make_loss(config.loss, config.loss_scope, config.beta)
+    pair_tokens = tokenise_pairs(model, pairs, config.max_length, loss)
     texts = [(prompts.where(i), text) for i, text in enumerate(prompts.text)]
-    texts += [
-        (pairs.where(i), p + r)
-        for i, (p, r) in enumerate(zip(pairs.prompt, pairs.response, strict=True))
-    ]
+    texts += [(pairs.where(i), "\n".join(pairs.texts(i))) for i in range(len(pairs))]
     control = [
         (where, found[0]) for where, text in texts if (found := model.chat.control_tokens(text))
     ]

@@ -35,6 +35,8 @@ PASS = (
     "encoder",
     "targets",
     "target_ids",
+    "loss",
+    "beta",
     "loss_scope",
     "max_length",
     "update",

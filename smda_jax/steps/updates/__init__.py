@@ -16,8 +16,8 @@ class Offer:
 
     Attributes:
         name: of the update.
-        module: of this package, which has a function `prepare(model, tokens, scope, rate)` that
-            returns the update.
+        module: of this package, which has a function `prepare(model, tokens, rate)` that returns
+            the update.
         along_gradient: whether a step is the pair's own gradient times the update's `rate`, so
             that a first-order change divided by it is a product with the gradient.
         first_order: whether a step is linear in the gradient, as the first-order engines need.

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from smda_jax.data.batch.batches import PairBatch, pair_batch
 from smda_jax.data.batch.chunks import Chunk, padded_chunks
 from smda_jax.data.batch.layouts import Padded
-from smda_jax.data.chat import LossScope, PairTokens
+from smda_jax.data.chat import PairTokens
 from smda_jax.model.operations import Linear, Scale
 from smda_jax.model.params import Params
 from smda_jax.pytree import pytree
@@ -81,17 +81,14 @@ class Diagonal(Update):
         return jax.tree.map(times, query, whole)
 
 
-def prepare(
-    model: Model, tokens: Sequence[PairTokens], scope: LossScope, learning_rate: float
-) -> Diagonal:
+def prepare(model: Model, tokens: Sequence[PairTokens], learning_rate: float) -> Diagonal:
     """`-η g / (√v + ε)`, with v the mean over the pairs of their squared gradients."""
-    return Diagonal(learning_rate, adam_factor(model, tokens, scope))
+    return Diagonal(learning_rate, adam_factor(model, tokens))
 
 
 def adam_factor(
     model: Model,
     tokens: Sequence[PairTokens],
-    scope: LossScope = "response",
     *,
     eps: float = 1e-8,
     batch_size: int = 8,
@@ -106,7 +103,7 @@ def adam_factor(
         assert isinstance(chunk.layout, Padded)
         size = devices().round_up(chunk.layout.size)
         layout = Padded(chunk.layout.width, size)
-        batch = pair_batch([tokens[i] for i in chunk.rows], scope, layout)
+        batch = pair_batch([tokens[i] for i in chunk.rows], layout)
         weight = jnp.asarray((np.arange(size) < len(chunk.rows)) / len(tokens))
         part = _mean_squares.run(model.params, batch, weight)
         total[:] = [jax.tree.map(jnp.add, total[0], part) if total else part]
@@ -114,7 +111,7 @@ def adam_factor(
     with numerics(model.dtype):
         budget = padding_budget(model.config.flop_per_token, 3)
         split = partial(padded_chunks, padding_budget=budget)
-        for_each([len(t.ids) for t in tokens], batch_size, split, visit)
+        for_each([t.length for t in tokens], batch_size, split, visit)
         return factor_of(total[0], eps, model.dtype)
 
 

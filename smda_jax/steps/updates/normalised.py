@@ -19,6 +19,6 @@ class Normalised(Update):
         return Update.rate(self, norm) / norm
 
 
-def prepare(model: Any, tokens: Any, scope: Any, learning_rate: float) -> Normalised:
+def prepare(model: Any, tokens: Any, learning_rate: float) -> Normalised:
     """`-η g / ‖g‖`."""
     return Normalised(learning_rate)

@@ -1,0 +1,81 @@
+"""Losses of pairs: which rows of tokens a pair is made of, and what is made of their sums."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+LossName = Literal["sft", "dpo"]
+LossScope = Literal["response", "all"]
+
+
+@runtime_checkable
+class Loss(Protocol):
+    """A pair's loss as a function of `Σ_t weight_t · cross-entropy_t` of each of its rows.
+
+    Hashable: it is a static part of the programs that take gradients.
+
+    Attributes:
+        rows: of a pair: its response, or the chosen and the rejected one.
+        scope: whether tokens of responses count, or all.
+        averaged: whether the weights of a row's tokens add up to one, or are one each.
+    """
+
+    @property
+    def rows(self) -> int:
+        """See the class."""
+        ...
+
+    @property
+    def scope(self) -> LossScope:
+        """See the class."""
+        ...
+
+    @property
+    def averaged(self) -> bool:
+        """See the class."""
+        ...
+
+    def value(self, sums: Float[Array, "pair row"]) -> Float[Array, " pair"]:
+        """The loss of every pair."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sft:
+    """Mean cross-entropy of the scored tokens, nats per token."""
+
+    scope: LossScope = "response"
+    rows = 1
+    averaged = True
+
+    def value(self, sums: Float[Array, "pair row"]) -> Float[Array, " pair"]:
+        """See `Loss`."""
+        return sums[:, 0]
+
+
+@dataclass(frozen=True)
+class Dpo:
+    """`−log σ(β (m − m_ref))`, m = log p(chosen) − log p(rejected) (arXiv 2305.18290).
+
+    The reference is the base weights, which every step starts from: there m_ref is m itself, the
+    loss is log 2, and its gradient `−β/2 ∂m`.
+    """
+
+    beta: float = 0.1
+    scope: LossScope = "response"
+    rows = 2
+    averaged = False
+
+    def value(self, sums: Float[Array, "pair row"]) -> Float[Array, " pair"]:
+        """See `Loss`."""
+        margin = sums[:, 1] - sums[:, 0]
+        beta = jnp.asarray(self.beta, margin.dtype)
+        return -jax.nn.log_sigmoid(beta * (margin - jax.lax.stop_gradient(margin)))
+
+
+def make_loss(name: LossName, scope: LossScope = "response", beta: float = 0.1) -> Sft | Dpo:
+    """The loss of a name."""
+    return Sft(scope) if name == "sft" else Dpo(beta, scope)
