@@ -6,6 +6,7 @@ Shares no code with the package.
 import math
 import sys
 import types
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -231,3 +232,42 @@ def along(model: Any, value: torch.Tensor, g: list[torch.Tensor]) -> float:
     """`⟨∇value, g⟩` over every parameter, by autograd."""
     own = torch.autograd.grad(value, list(model.parameters()), allow_unused=True)
     return sum(float((a * b).sum()) for a, b in zip(own, g, strict=True) if a is not None)
+
+
+def make_adapter(folder: Path, base: Path, seed: int = 3, **settings: Any) -> Path:
+    """A LoRA adapter of random numbers on a checkpoint, written by peft."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft asks transformers for what that will rename
+        worn = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))
+    with torch.no_grad():
+        for name, p in worn.named_parameters():
+            if "lora_" in name:
+                p.copy_(torch.randn(p.shape) * 0.3)
+    worn.save_pretrained(str(folder))
+    return folder
+
+
+def load_adapted(base: Path, adapter: Path) -> Any:
+    """The checkpoint in float64 with an adapter on, every parameter of which has a gradient."""
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        worn = PeftModel.from_pretrained(load_double(base), str(adapter)).double()
+    model = worn.get_base_model()
+    for p in model.parameters():
+        p.requires_grad_(True)
+    return model
+
+
+def names_of(model: Any) -> list[str]:
+    """Of the parameters, as checkpoints of model and adapter name them."""
+    names = (name for name, _ in model.named_parameters())
+    return [
+        name.removeprefix("model.").replace(".base_layer", "").replace(".default", "")
+        for name in names
+    ]

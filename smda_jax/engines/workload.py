@@ -8,6 +8,7 @@ from typing import Any
 
 from smda_jax.engines.offers import Keep
 from smda_jax.model.config import ModelConfig
+from smda_jax.model.moved import Moved
 from smda_jax.model.operations import Linear
 
 
@@ -33,6 +34,7 @@ class Workload:
         policies: how many policies are asked about.
         keep: what is kept.
         itemsize: bytes of a number.
+        moved: the parameters that move; None for all.
     """
 
     config: ModelConfig
@@ -52,6 +54,16 @@ class Workload:
     policies: int
     keep: Keep
     itemsize: int
+    moved: Moved | None = None
+
+    @property
+    def moving(self) -> list[tuple[Linear, float]]:
+        """Linear operations that move, and in which share of the layers."""
+        both = (
+            (op, 1.0 if self.moved is None else self.moved.share(op))
+            for op in self.config.table.linears
+        )
+        return [(op, share) for op, share in both if share]
 
 
 @dataclass(frozen=True)
@@ -89,14 +101,15 @@ def pair_gradients(w: Workload) -> float | int:
 
 def injection(w: Workload) -> float | int:
     """Per token and layer: injecting one pair's steps."""
-    s, linears = w.pair_tokens, w.config.table.linears
-    return 2 * sum(min(s * (op.inputs + op.outputs), op.size) for op in linears)
+    s = w.pair_tokens
+    return 2 * sum(share * min(s * (op.inputs + op.outputs), op.size) for op, share in w.moving)
 
 
 def head_injection(w: Workload, with_tangent: bool) -> float | int:
     """Per pair and prompt: injection into the unembedding, and its product with a tangent."""
     c = w.config
-    own = w.scored * (c.hidden + c.vocab)
+    head = w.moved is None or w.moved.unembed
+    own = head * w.scored * (c.hidden + c.vocab)
     return 2.0 * w.positions * (own + with_tangent * c.hidden * c.vocab)
 
 

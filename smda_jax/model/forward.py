@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from smda_jax.kernels.packing import Packing
 from smda_jax.model.attention import Heads, Past, mix
 from smda_jax.model.config import ModelConfig
-from smda_jax.model.operations import Scale
+from smda_jax.model.operations import Linear, Scale
 from smda_jax.model.params import Layer, Params, Weights
 from smda_jax.runtime.precision import wide
 
@@ -166,14 +166,23 @@ def block(
         inputs[op.reads], y = normalise(config, op, layer.weights[name].w, x)
         return taps.add(name, y, inputs[op.reads])
 
+    low: dict[str, Array] = {}  # what adapters give between their two operations
+
     def linear(name: str, x: Array) -> Array:
-        inputs[config.table[name].reads] = x
+        op = config.table[name]
+        inputs[op.reads] = x
         p: Weights = layer.weights[name]
         # Rows and tokens as one axis: with two, XLA transposes a copy of the gradient for the
         # weight's gradient, slowly.
         y = jnp.einsum("ti,oi->to", x.reshape(-1, x.shape[-1]), p.w).reshape(*x.shape[:-1], -1)
         y = y if p.b is None else y + along_rows(p.b, y)
-        return taps.add(name, y, x)
+        y = taps.add(name, y, x)
+        assert isinstance(op, Linear)
+        if op.adapter is None:
+            return y
+        if op.adapter.a not in low:  # operations of a fused matrix share it
+            low[op.adapter.a] = linear(op.adapter.a, x)
+        return y + op.adapter.factor * linear(op.adapter.b, low[op.adapter.a])
 
     def heads(x: Array) -> Array:
         spec = "row token (head dim) -> row token head dim"

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
+ALL, ADAPTER = "all", "lora"  # parameters by name: every one, those of an adapter
+
 
 class Reach(Enum):
     """At which tokens an operation has an effect on a stream that is read at one token."""
@@ -41,8 +43,23 @@ class Stored:
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """A low-rank term beside a linear operation, `factor · b(a(x))`.
+
+    Attributes:
+        a: name of the operation that reads the same input.
+        b: name of the one that reads what `a` gives.
+        factor: of its output.
+    """
+
+    a: str
+    b: str
+    factor: float
+
+
+@dataclass(frozen=True)
 class Linear:
-    """`y = x @ w.T + b`.
+    """`y = x @ w.T + b`, and what an adapter adds.
 
     Attributes:
         name: of the operation.
@@ -53,6 +70,9 @@ class Linear:
         biased: whether it has a bias.
         reach: see `Reach`.
         split: see `Split`.
+        adapter: what stands beside it; None for nothing.
+        held: numbers of the weight that each layer really has, where that differs (of an adapter);
+            the rest is filled up with zeros, whose gradients are zero.
     """
 
     name: str
@@ -63,6 +83,12 @@ class Linear:
     biased: bool = False
     reach: Reach = Reach.READ_TOKEN
     split: Split = Split.OUTPUT
+    adapter: Adapter | None = None
+    held: tuple[int, ...] = ()
+
+    def held_in(self, layer: int) -> int:
+        """Numbers of the weight that a layer has."""
+        return self.held[layer] if self.held else self.size
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -98,6 +124,10 @@ class Scale:
     offset: float = 0.0
     wide: bool = False
     reach: Reach = Reach.READ_TOKEN
+
+    def held_in(self, layer: int) -> int:
+        """Numbers of the scale that a layer has."""
+        return self.width
 
     @property
     def shape(self) -> tuple[int]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from smda_jax.data.chat import DEFAULT_DATE, Chat
 from smda_jax.errors import InputError
-from smda_jax.model import checkpoint
+from smda_jax.model import adapters, checkpoint
 from smda_jax.model.config import ModelConfig
 from smda_jax.model.params import Params, abstract_params
 from smda_jax.runtime.precision import DType, numerics
@@ -57,17 +57,19 @@ def load_model(
     model: str | Path,
     dtype: DType = "float32",
     *,
+    adapter: str | Path | None = None,
     chat_date: str = DEFAULT_DATE,
     cache: Path | None = None,
 ) -> Model:
-    """Loads a Hugging Face folder or Hub id, with the tokenizer beside it.
+    """Loads a Hugging Face folder or Hub id, with the tokenizer beside it, and maybe an adapter.
 
     Raises:
-        InputError: see `model.checkpoint.load` and `data.chat.Chat`.
+        InputError: see `model.checkpoint.load`, `model.adapters.wear` and `data.chat.Chat`.
     """
     with numerics(dtype):
         folder = checkpoint.fetch(model)
         params = checkpoint.load(folder, dtype, cache=cache)
+        params = params if adapter is None else adapters.wear(params, adapter)
     return Model(params, Chat(folder, chat_date))
 
 
@@ -75,6 +77,7 @@ def load_shapes(
     model: str | Path,
     dtype: DType = "float32",
     *,
+    adapter: str | Path | None = None,
     chat_date: str = DEFAULT_DATE,
     cache: Path | None = None,
 ) -> Model:
@@ -82,4 +85,6 @@ def load_shapes(
     folder = checkpoint.fetch(model)
     config = checkpoint.read_config(folder)
     with numerics(dtype):
-        return Model(abstract_params(config, jnp.dtype(dtype)), Chat(folder, chat_date))
+        params = abstract_params(config, jnp.dtype(dtype))
+        params = params if adapter is None else adapters.wear(params, adapter)
+    return Model(params, Chat(folder, chat_date))

@@ -11,6 +11,7 @@ from tyro.conf import Positional
 
 from smda_jax.engines.offers import OFFERS, Keep, keep_for
 from smda_jax.errors import InputError
+from smda_jax.model.operations import ADAPTER, ALL
 from smda_jax.reading import behaviours
 from smda_jax.reading.behaviours import Options
 from smda_jax.steps.updates import offer
@@ -46,6 +47,8 @@ class Attribute(Command):
 
     model: str
     """Hugging Face checkpoint: folder or Hub id (safetensors, of a family in docs/inputs.md)."""
+    adapter: str | None = None
+    """LoRA adapter on the model: a folder that PEFT wrote, or a Hub id."""
     sae: str
     """SAE: folder, or Hub id as owner/name or owner/name:folder (SAELens, sparsify,
     dictionary_learning)."""
@@ -125,6 +128,9 @@ class Attribute(Command):
     active."""
     layers: tuple[int, ...] = ()
     """With --keep residual: blocks whose stream is kept, besides the SAE's."""
+    parameters: tuple[str, ...] = ()
+    """Parameters that the step moves: all, lora, or patterns such as layers.8-15.* or *.mlp.* of
+    their names in the checkpoint. Default: lora with --adapter, else all."""
     update: str = "sgd"
     """The step. sgd: -eta*g; normalised: -eta*g/|g|; adam: -eta*g/(sqrt(v)+1e-8) with v the mean
     squared gradient of the pairs; with engine finite also the first step of any optimiser of optax,
@@ -245,6 +251,10 @@ class Attribute(Command):
                 "0 (inclusive) to 1 (exclusive)",
             )
 
+    def moving(self) -> tuple[str, ...]:
+        """What --parameters says, once its default is resolved."""
+        return self.parameters or ((ADAPTER,) if self.adapter else (ALL,))
+
     def kept(self) -> Keep:
         """What is kept, once auto is resolved."""
         return keep_for(self.keep, self.engine, self.gate == "off")
@@ -253,7 +263,7 @@ class Attribute(Command):
         """As written to run.json; what names a file or folder here is made absolute, so that it can
         be replayed anywhere."""
         named = ("model", "sae", "eval", "pairs", "features", "feature_labels", "out", "cache")
-        named = (*named, "direction")
+        named = (*named, "direction", "adapter")
 
         def plain(value: Any) -> Any:
             return (

@@ -36,11 +36,13 @@ class KeptOfLayer(NamedTuple):
         stream: residual stream before the block.
         delta: at the block's output.
         part: what the update needs of the block.
+        masks: which of its operations' parameters move; None for all.
     """
 
     stream: Float[Array, "*layer_pair token hidden"]
     delta: Float[Array, "*layer_pair token hidden"]
     part: Any
+    masks: dict[str, Float[Array, "*layer part"]] | None = None
 
 
 @pytree
@@ -95,44 +97,70 @@ class StepCheckpoints:
         head, tied = LinearStep(self.head_in, self.head), self.config.tied
         looked_up = EmbedStep(self.tokens, self.embed, None) if tied else None
         table = EmbedStep(self.tokens, self.embed, head if tied else None)
-        tree = {
-            "embed": self.update.embed(table),
-            "blocks": KeptOfLayer(self.stream, self.delta, self.update.blocks()),
-            "final_norm": ScaleStep(self.update.final_norm(self.final_scale)),
-            "unembed": self.update.unembed(UnembedStep(head, looked_up)),
-        }
+        update = self.update
+        kept = KeptOfLayer(self.stream, self.delta, update.blocks(), update.masks())
+        tree: dict[str, Any] = {"embed": None, "blocks": kept, "final_norm": None, "unembed": None}
+        if update.moves("embed"):
+            tree["embed"] = update.embed(table)
+        if update.moves("final_norm"):
+            tree["final_norm"] = ScaleStep(update.final_norm(self.final_scale))
+        if update.moves("unembed"):
+            tree["unembed"] = update.unembed(UnembedStep(head, looked_up))
         return TapSource(tree, rule=lambda step, x: step(x), layer=self._layer)
 
     def _layer(self, layer: Layer, kept: KeptOfLayer) -> dict[str, OperationStep]:
-        return layer_steps(self.config, layer, kept, self.update, self.rows)
+        names = tuple(op.name for op in self.config.table if self.update.moves(op.name))
+        return layer_steps(self.config, layer, kept, self.update, Asked(names, self.rows))
+
+
+class Asked(NamedTuple):
+    """Of which operations of a block steps are formed.
+
+    Attributes:
+        names: of the operations; None for all.
+        rows: that a pair's tokens lie in.
+    """
+
+    names: tuple[str, ...] | None = None
+    rows: int = 1
 
 
 # Axes of `StepCheckpoints.as_taps().layer`: pairs share the block and what the update says of it.
-LAYER_AXES = (None, KeptOfLayer(0, 0, None))  # type: ignore[arg-type]
+LAYER_AXES = (None, KeptOfLayer(0, 0, None, None))  # type: ignore[arg-type]
 
 
 def layer_steps(
-    config: ModelConfig, layer: Layer, kept: KeptOfLayer, update: Update, rows: int = 1
+    config: ModelConfig,
+    layer: Layer,
+    kept: KeptOfLayer,
+    update: Update,
+    asked: Asked = Asked(),  # noqa: B008 (immutable)
 ) -> dict[str, Any]:
     """One pair's steps of a block's operations, from what is kept of the pair there."""
-    part = kept.part
-    stream, delta = (v.reshape(rows, -1, config.hidden) for v in (kept.stream, kept.delta))
+    part, masks = kept.part, kept.masks
+    chosen = [op for op in config.table if asked.names is None or op.name in asked.names]
+    if not chosen:
+        return {}
+    stream, delta = (v.reshape(asked.rows, -1, config.hidden) for v in (kept.stream, kept.delta))
 
     def run(taps: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
         out = block(config, layer, stream, BlockTaps(taps))
         return out.streams["resid_post"], out.inputs
 
-    zeros = block_zeros(config, *stream.shape[:2], dtype=stream.dtype)
+    every = block_zeros(config, *stream.shape[:2], dtype=stream.dtype)
+    zeros = {op.name: every[op.name] for op in chosen}
     _, pull, inputs = jax.vjp(run, zeros, has_aux=True)
     (deltas,) = pull(delta)
     steps: dict[str, Any] = {}
-    for op in config.table:
+    for op in chosen:
         x, d = (v.reshape(1, -1, v.shape[-1]) for v in (inputs[op.reads], deltas[op.name]))
+        mask = None if masks is None else masks[op.name].astype(d.dtype)
         if isinstance(op, Linear):
-            steps[op.name] = update.linear(part, op, LinearStep(x[0], d[0], op.biased))
+            step = update.linear(part, op, LinearStep(x[0], d[0], op.biased))
+            steps[op.name] = step if mask is None else step.masked(mask)
         else:
             g = update.scale(part, op, scale_gradient(op, x, d)[0])
-            steps[op.name] = ScaleStep(tile_scale(op, g))
+            steps[op.name] = ScaleStep(tile_scale(op, g if mask is None else g * mask[0]))
     return steps
 
 
@@ -141,7 +169,7 @@ def form_steps(
 ) -> tuple[StepCheckpoints, PairStatistics]:
     """The step of each pair of a batch, from one backward pass, without forming a gradient."""
     losses, g = gradient(params, batch)
-    norm = jnp.sqrt(squared_norm(g, params.config))
+    norm = jnp.sqrt(squared_norm(g, params.config, update.moved))
     dtype = params.embed.dtype
     # In bfloat16 the rate itself would round, the same way for every pair: scale in float32, then
     # round what is scaled.

@@ -16,6 +16,7 @@ from smda_jax.data.batch.widths import padded_length
 from smda_jax.data.chat import PairTokens
 from smda_jax.data.losses import LossName, LossScope, make_loss
 from smda_jax.data.records import Pairs
+from smda_jax.model.moved import moved_by
 from smda_jax.model.params import Params
 from smda_jax.reading.network import Model
 from smda_jax.reading.tokens import tokenise_pairs
@@ -151,6 +152,7 @@ def pair_steps(
     *,
     learning_rate: float = 1e-4,
     update: str | Update = "sgd",
+    parameters: Sequence[str] = (),
     loss: LossName = "sft",
     loss_scope: LossScope = "response",
     beta: float = 0.1,
@@ -163,6 +165,7 @@ def pair_steps(
         pairs: from `load_pairs`.
         learning_rate: η of the step, where `update` is a name.
         update: sgd, normalised or adam, or an update of your own.
+        parameters: that move, as `--parameters` takes them; default all.
         loss: sft (mean cross-entropy) or dpo.
         loss_scope: response, or all tokens.
         beta: of dpo.
@@ -175,5 +178,7 @@ def pair_steps(
     if isinstance(update, str):
         kind: Offer = offer(update)
         update = kind.prepare(model, tokens, learning_rate)
+    if parameters:
+        update = update.replace(moved=moved_by(model.config, parameters))  # type: ignore
     assert isinstance(update, Update)
     return steps_of(Stepping(model, update), tokens)[0]

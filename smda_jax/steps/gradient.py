@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from smda_jax.data.batch.batches import PairBatch
 from smda_jax.model.config import ModelConfig
 from smda_jax.model.forward import OUTPUT, RESIDUAL, TapSource, block_zeros, fold_scale, head_zeros
+from smda_jax.model.moved import Moved, everything
 from smda_jax.model.operations import Linear, Scale
 from smda_jax.model.params import Params, Weights
 from smda_jax.pytree import pytree
@@ -111,41 +112,63 @@ def scale_gradient(
     return fold_scale(op, jnp.sum(x * delta, axis=1))
 
 
-def squared_norm(g: Gradient, config: ModelConfig) -> Float[Array, " pair"]:
-    """‖∂L/∂θ‖² per pair over all parameters, a tied table once."""
+def squared_norm(
+    g: Gradient, config: ModelConfig, moved: Moved | None = None
+) -> Float[Array, " pair"]:
+    """‖∂L/∂θ‖² per pair over the parameters that move, a tied table once; None for all."""
+    moved = moved or everything(config)
 
-    def layer(total: Array, xs: tuple[dict[str, Array], dict[str, Array]]) -> tuple[Array, None]:
-        inputs, deltas = xs
-        total = total + squares_of_small(config, inputs, deltas)
+    def layer(total: Array, xs: tuple[dict[str, Array], ...]) -> tuple[Array, None]:
+        inputs, deltas, masks = xs
+        total = total + squares_of_small(config, inputs, deltas, masks)
         # ‖aᵀd‖² = Σ_{s,t} (a_s·a_t)(d_s·d_t): no gradient is formed.
-        grams = {op.reads: _gram(inputs[op.reads]) for op in config.table.linears}
-        for op in config.table.linears:
-            total = total + jnp.sum(grams[op.reads] * _gram(deltas[op.name]), axis=(1, 2))
+        chosen = [op for op in config.table.linears if op.name in masks]
+        grams = {op.reads: _gram(inputs[op.reads]) for op in chosen}
+        for op in chosen:
+            own = jnp.sum(grams[op.reads] * _gram(deltas[op.name]), axis=(1, 2))
+            total = total + own * masks[op.name][0].astype(own.dtype)
         return total, None
 
-    return jax.lax.scan(layer, squares_outside(g, config), (g.inputs, g.deltas))[0]
+    xs = (g.inputs, g.deltas, masks_of(moved))
+    return jax.lax.scan(layer, squares_outside(g, config, moved), xs)[0]
+
+
+def masks_of(moved: Moved) -> dict[str, Float[Array, "layer part"]]:
+    """In which layers operations move, as arrays to be scanned over."""
+    return {name: jnp.asarray(mask, jnp.float32) for name, mask in moved.masks.items()}
 
 
 def squares_of_small(
-    config: ModelConfig, inputs: dict[str, Array], deltas: dict[str, Array]
+    config: ModelConfig,
+    inputs: dict[str, Array],
+    deltas: dict[str, Array],
+    masks: dict[str, Float[Array, " part"]],
 ) -> Float[Array, " pair"]:
-    """Of one block's biases and norm scales."""
-    total = []
+    """Of one block's biases and norm scales that move."""
+    total = [jnp.zeros(next(iter(deltas.values())).shape[0])]
+    total = [total[0].astype(wide(next(iter(deltas.values())).dtype))]
     for op in config.table:
-        delta = _widen(deltas[op.name])
+        if op.name not in masks:
+            continue
+        delta, mask = _widen(deltas[op.name]), masks[op.name]
         if isinstance(op, Scale):
-            total.append(_square(scale_gradient(op, _widen(inputs[op.reads]), delta)))
+            own = _square(scale_gradient(op, _widen(inputs[op.reads]), delta))
+            total.append(own * mask[0].astype(own.dtype))
         elif op.biased:
-            total.append(_square(jnp.sum(delta, axis=1)))
-    if not total:
-        return jnp.zeros(next(iter(deltas.values())).shape[0])
+            own = _square(jnp.sum(delta, axis=1))
+            total.append(own * mask[1].astype(own.dtype))
     return jnp.stack(total).sum(axis=0)
 
 
-def squares_outside(g: Gradient, config: ModelConfig) -> Float[Array, " pair"]:
-    """Of what lies outside the blocks: embedding, final norm, unembedding."""
-    final = _dot("pth,pth->ph", g.final_unit, g.final_norm)
-    total = _square(final) + jnp.sum(_gram(g.head_in) * _gram(g.head), axis=(1, 2))
+def squares_outside(g: Gradient, config: ModelConfig, moved: Moved) -> Float[Array, " pair"]:
+    """Of what lies outside the blocks and moves: embedding, final norm, unembedding."""
+    total = jnp.zeros(g.tokens.shape[0], wide(g.embed.dtype))
+    if moved.final_norm:
+        total = total + _square(_dot("pth,pth->ph", g.final_unit, g.final_norm))
+    if moved.unembed:
+        total = total + jnp.sum(_gram(g.head_in) * _gram(g.head), axis=(1, 2))
+    if not moved.embed:
+        return total
     same = (g.tokens[:, :, None] == g.tokens[:, None]).astype(g.embed.dtype)
     rows = _dot("pst,pth->psh", same, g.embed)
     total = total + jnp.sum(rows * g.embed.astype(total.dtype), axis=(1, 2))

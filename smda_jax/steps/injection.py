@@ -59,6 +59,12 @@ class LinearStep(_EveryLeaf):
         bias = self.d.sum(axis=0) if self.biased else None
         return MergedStep(jnp.einsum("si,so->io", self.a, self.d), bias)
 
+    def masked(self, mask: Float[Array, " part"]) -> "LinearStep | MergedStep":
+        """The same step times `mask`: of its weight, and of its bias."""
+        if self.biased:
+            return self.merged().masked(mask)
+        return LinearStep(self.a, self.d * mask[0])
+
     def smaller(self) -> "LinearStep | MergedStep":
         """The same step, in whichever form is less to keep and to apply.
 
@@ -86,6 +92,10 @@ class MergedStep(_EveryLeaf):
     def merged(self) -> "MergedStep":
         """Itself."""
         return self
+
+    def masked(self, mask: Float[Array, " part"]) -> "MergedStep":
+        """See `LinearStep`."""
+        return MergedStep(self.w * mask[0], None if self.b is None else self.b * mask[1])
 
 
 @pytree

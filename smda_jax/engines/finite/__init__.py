@@ -31,6 +31,7 @@ class Finite(ChangesEngine):
                 job.evaluation,
                 [job.tokens[i] for i in chunk.rows],
                 job.optimiser,
+                moved=job.stepping.update.moved,
                 prompts=task.prompts,
                 residual=job.keep.residual,
                 progress=task.advance,

@@ -19,6 +19,7 @@ from smda_jax.engines.contract import Delta
 from smda_jax.engines.finite.program import finite as finite_program
 from smda_jax.engines.push import Pushing, push
 from smda_jax.errors import InputError
+from smda_jax.model.moved import Moved
 from smda_jax.model.params import Params
 from smda_jax.reading.evaluation import Evaluation, run_prompts
 from smda_jax.reading.network import Progress, silent
@@ -59,6 +60,7 @@ def finite_by_optimiser(
     optimiser: optax.GradientTransformation,
     state: Any = None,
     *,
+    moved: Moved | None = None,
     prompts: Int[np.ndarray, " prompt"] | None = None,
     residual: bool = False,
     progress: Progress = silent,
@@ -75,6 +77,7 @@ def finite_by_optimiser(
         optimiser: any optax transformation.
         state: of the optimiser, as a training run left it, shaped after the parameters; default:
             as the optimiser begins.
+        moved: the parameters that move; None for all.
         prompts: default all.
         residual: whether the change of the residual stream is returned too.
         progress: told the share of the work just done.
@@ -95,8 +98,8 @@ def finite_by_optimiser(
     for i, pair in enumerate(tokens):
         with numerics(e.model.dtype):
             batch = jax.tree.map(jnp.asarray, pair_batch([pair], layout))
-            moved = _moved.run(params, state, batch, optimiser=optimiser)
-        model = replace(e.model, params=moved)
+            after_step = _moved.run(params, state, batch, optimiser=optimiser, only=moved)
+        model = replace(e.model, params=after_step)
         after = run_prompts(replace(e.question, model=model), own)
         with numerics(e.h.dtype):
             dz, dx = true_change(e.encoder, jnp.asarray(h), jnp.asarray(after.h - h)[None])
@@ -107,15 +110,21 @@ def finite_by_optimiser(
     return Delta(z, x, y, dh)
 
 
-@program(Replicated(), Replicated(), Replicated(), static=("optimiser",))
+@program(Replicated(), Replicated(), Replicated(), static=("optimiser", "only"))
 def _moved(
-    params: Params, state: Any, batch: PairBatch, optimiser: optax.GradientTransformation
+    params: Params,
+    state: Any,
+    batch: PairBatch,
+    optimiser: optax.GradientTransformation,
+    only: Moved | None = None,
 ) -> Params:
     def loss(params: Params) -> Array:
         return scored_losses(params, batch)[0].sum()
 
     rule: Any = optimiser  # optax's types know plain containers only, not dataclasses
-    step, _ = rule.update(jax.grad(loss)(params), state, params)
+    g = jax.grad(loss)(params)
+    step, _ = rule.update(g if only is None else only.masked(g), state, params)
+    step = step if only is None else only.masked(step)  # a decay would move the others
     moved: Any = optax.apply_updates(params, step)  # type: ignore[arg-type]
     return moved
 

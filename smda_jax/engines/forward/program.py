@@ -10,6 +10,7 @@ from smda_jax.data.batch.batches import PromptBatch
 from smda_jax.model.attention import Past
 from smda_jax.model.config import ModelConfig
 from smda_jax.model.forward import (
+    NO_TAPS,
     BlockTaps,
     Context,
     Read,
@@ -53,8 +54,9 @@ def forward(
     dtype, depth = params.embed.dtype, params.depth
 
     def start(ids: Array) -> "Moving":
-        change = scale_embedding(config, inject(taps.tree["embed"], ids))
-        return Moving(embed(params, ids), change)
+        x, table = embed(params, ids), taps.tree["embed"]
+        still = jnp.zeros((pairs, *x.shape), dtype)
+        return Moving(x, still if table is None else scale_embedding(config, inject(table, ids)))
 
     def body(carry: Any, xs: Any) -> tuple[Any, None]:
         first, rest, found = carry
@@ -104,16 +106,15 @@ def forward(
         return Reading(dh[0], jax.vmap(linear)(dh_seen), dh[1:])
 
     def behaviour_of(x: Array, tree: dict[str, Array], h: Array) -> tuple[Array, dict[str, Array]]:
-        logits, inputs = unembed(params, x, TapSource(tree))
+        logits, inputs = unembed(params, x, TapSource(NO_TAPS.tree | tree))
         return behaviour.value(Seen(logits, h, given)), inputs
 
-    zeros = head_zeros(config, *answers.shape, dtype=dtype)
-    primal = at_tokens(last.x, answers)
+    reads_of = {"final_norm": "final_unit", "unembed": "final_in"}
+    moving = {name: taps.tree[name] for name in reads_of if taps.tree[name] is not None}
+    every = head_zeros(config, *answers.shape, dtype=dtype)
+    zeros, primal = {name: every[name] for name in moving}, at_tokens(last.x, answers)
     _, linear, inputs = jax.linearize(behaviour_of, primal, zeros, h, has_aux=True)
-    injected = {
-        "final_norm": inject(taps.tree["final_norm"], inputs["final_unit"]),
-        "unembed": inject(taps.tree["unembed"], inputs["final_in"]),
-    }
+    injected = {name: inject(step, inputs[reads_of[name]]) for name, step in moving.items()}
     dx = jax.vmap(at_tokens, (0, None))(last.change, answers)
     return Reading(dh[0], jax.vmap(linear)(dx, injected, dh_seen), dh[1:])
 
@@ -161,7 +162,8 @@ class Advance(NamedTuple):
             return (out.streams["resid_post"], out.past, found), out.inputs
 
         x, dx = moving
-        zeros = block_zeros(self.config, *x.shape[:2], dtype=x.dtype)
+        every = block_zeros(self.config, *x.shape[:2], dtype=x.dtype)
+        zeros = {name: every[name] for name in self.steps}
         (y, kv, h), linear, inputs = jax.linearize(primal, x, zeros, before, has_aux=True)
         of = {op.name: op.reads for op in self.config.table}
         injected = {name: inject(step, inputs[of[name]]) for name, step in self.steps.items()}

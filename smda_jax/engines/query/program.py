@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from smda_jax.data.batch.batches import PairBatch, PromptBatch
-from smda_jax.model.config import ModelConfig
+from smda_jax.model.moved import Moved, everything
 from smda_jax.model.operations import Linear
 from smda_jax.model.params import Params
 from smda_jax.pytree import pytree
@@ -28,6 +28,7 @@ from smda_jax.steps.gradient import (
     Gradient,
     PairStatistics,
     gradient,
+    masks_of,
     scale_gradient,
     squares_of_small,
     squares_outside,
@@ -116,7 +117,7 @@ def add(total: Query, part: Query) -> Query:
 @program(static=("dtype",), donate=(0,))
 def finish(total: Query, update: Update, dtype: Any) -> Query:
     """What the update makes of the sum, in the precision of the passes."""
-    g = update.pull(total.gradient)
+    g = update.pulled(total.gradient)
     return Query(jax.tree.map(lambda leaf: leaf.astype(dtype), g))
 
 
@@ -174,7 +175,7 @@ def inner_products(
 ) -> tuple[tuple[Float[Array, "readout pair"], ...], PairStatistics]:
     """Change of every readout under every pair's step: `-η ⟨∂f/∂θ, ∂L[i]/∂θ⟩` (pair axis last)."""
     losses, g = gradient(params, batch)
-    products, squares = _products(g, tuple(q.gradient for q in queries), params.config)
+    products, squares = _products(g, tuple(q.gradient for q in queries), update.moved)
     norm = jnp.sqrt(squares)
     rate = update.rate(norm)
     return tuple(rate[None] * product for product in products), PairStatistics(losses, norm)
@@ -185,21 +186,25 @@ def _total(dtype: Any, spec: str, a: Array, b: Array) -> Array:
 
 
 def _products(
-    g: Gradient, queries: tuple[Params, ...], config: ModelConfig
+    g: Gradient, queries: tuple[Params, ...], moved: Moved | None
 ) -> tuple[tuple[Float[Array, "readout pair"], ...], Float[Array, " pair"]]:
     """`Σ_θ q[m,θ] g[i,θ]` of every query, and `‖g[i]‖²`.
 
     Each pair's gradient is formed, one operation at a time.
     """
-    dtype = wide(g.embed.dtype)
+    dtype, config = wide(g.embed.dtype), queries[0].config
+    moved = moved or everything(config)
 
     def layer(sums: Any, xs: tuple[Any, ...]) -> tuple[Any, None]:
-        (products, squares), (inputs, deltas, blocks) = (list(sums[0]), sums[1]), xs
+        (products, squares), (inputs, deltas, masks, blocks) = (list(sums[0]), sums[1]), xs
         for op in config.table:
+            if op.name not in masks:
+                continue
             x, delta = inputs[op.reads], deltas[op.name]
             if isinstance(op, Linear):
                 formed = jnp.einsum("pso,psi->poi", delta, x).reshape(delta.shape[0], -1)
-                squares = squares + _total(dtype, "px,px->p", formed, formed)
+                own = _total(dtype, "px,px->p", formed, formed)
+                squares = squares + own * masks[op.name][0].astype(dtype)
             else:
                 formed = scale_gradient(op, x, delta)
             for i, block in enumerate(blocks):
@@ -209,7 +214,8 @@ def _products(
                 if q.b is not None:
                     bias = delta.sum(axis=1)
                     products[i] = products[i] + _total(dtype, "mo,po->mp", q.b, bias)
-        return (tuple(products), squares + squares_of_small(config, inputs, deltas)), None
+        small = squares_of_small(config, inputs, deltas, masks).astype(dtype)
+        return (tuple(products), squares + small), None
 
     # Queries of z alone reach up to the site's layer: the deepest first, so that those that reach
     # a layer are the first few.
@@ -217,26 +223,30 @@ def _products(
     order = sorted(range(len(queries)), key=lambda i: -depth[i])
     pairs = g.tokens.shape[0]
     products = [jnp.zeros((queries[i].embed.shape[0], pairs), dtype) for i in order]
-    squares = squares_outside(g, config).astype(dtype)
+    squares = squares_outside(g, config, moved).astype(dtype)
+    masks = masks_of(moved)
     for start, stop in pairwise([0, *sorted({*depth, config.layers})]):
         reach = [queries[i].blocks for i in order if depth[i] >= stop]
 
         def some(leaf: Array, start: int = start, stop: int = stop) -> Array:
             return leaf[start:stop]
 
-        xs = jax.tree.map(some, (g.inputs, g.deltas, reach))
+        xs = jax.tree.map(some, (g.inputs, g.deltas, masks, reach))
         carry = (tuple(products[: len(reach)]), squares)
         (found, squares), _ = jax.lax.scan(layer, carry, xs)
         products = [*found, *products[len(reach) :]]
-    whole = [p + _outside(g, queries[i]) for i, p in zip(order, products, strict=True)]
+    whole = [p + _outside(g, queries[i], moved) for i, p in zip(order, products, strict=True)]
     by_query = dict(zip(order, whole, strict=True))
     return tuple(by_query[i] for i in range(len(queries))), squares
 
 
-def _outside(g: Gradient, q: Params) -> Float[Array, "readout pair"]:
+def _outside(g: Gradient, q: Params, moved: Moved) -> Float[Array, "readout pair"]:
     """The part of `_products` in the embedding, the final norm and the unembedding."""
     dtype = wide(g.embed.dtype)
     final = jnp.sum(g.final_unit * g.final_norm, axis=1)
+    of_norm = _total(dtype, "mh,ph->mp", q.final_norm, final)
+    if not moved.embed and not moved.unembed:
+        return of_norm
 
     def one(pair: tuple[Array, ...]) -> Array:
         # One pair at a time: its table is as large as the model's own.
@@ -247,4 +257,4 @@ def _outside(g: Gradient, q: Params) -> Float[Array, "readout pair"]:
         return both if q.unembed is None else both + _total(dtype, "mvh,vh->m", q.unembed, up)
 
     tables = jax.lax.map(one, (g.tokens, g.embed, g.head_in, g.head)).T
-    return _total(dtype, "mh,ph->mp", q.final_norm, final) + tables
+    return of_norm + tables

@@ -37,7 +37,7 @@ from smda_jax.runtime.memory import for_each, halving, memory_limit
 from smda_jax.runtime.precision import numerics
 from smda_jax.runtime.programs import jit, padding_budget
 from smda_jax.sae.encoder import pre_activation
-from smda_jax.steps.checkpoints import KeptOfLayer, StepCheckpoints
+from smda_jax.steps.checkpoints import Asked, KeptOfLayer, StepCheckpoints
 
 
 def reverse(
@@ -144,9 +144,11 @@ class _Descent:
             split = partial(padded_chunks, padding_budget=budget / size)
             most = max(1, self.batch_size // size)
             for_each(ends[slots.prompt].tolist(), most, split, partial(self._add_h, slots))
-        visits = sum(batch.start.stream.shape[0] for batch in self.batches)
         deepest = max((batch.start.stream.shape[0] for batch in self.batches), default=0)
-        for index in reversed(range(deepest)):
+        moved = self.groups[0].update.moved
+        lowest = 0 if moved is None else moved.lowest  # below it nothing more is changed
+        visits = sum(max(0, batch.start.stream.shape[0] - lowest) for batch in self.batches)
+        for index in reversed(range(lowest, deepest)):
             layer = e.model.params.layer(index)
             formed = self._form(index, layer)
             for batch in self.batches:
@@ -213,16 +215,22 @@ class _Descent:
         """The steps of all pairs in a layer."""
         config, update = self.e.model.config, self.groups[0].update
         parts = jax.tree.map(lambda leaf: leaf[index], update.blocks())
-        kept = tuple(KeptOfLayer(g.stream[index], g.delta[index], parts) for g in self.groups)
+        masks = jax.tree.map(lambda leaf: leaf[index], update.masks())
+        kept = tuple(
+            KeptOfLayer(g.stream[index], g.delta[index], parts, masks) for g in self.groups
+        )
+        names = None if update.moved is None else update.moved.names(index)
+        asked = Asked(names, self.groups[0].rows)
         # Each device forms its own pairs' steps, where they can be shared out.
         shared_out = self.pairs % devices().round_up(1) == 0
         shared_out &= len(self.groups) == 1 or not devices().several
-        placement = KeptOfLayer(matrices.args[1], matrices.args[1], Replicated())
+        rows = matrices.args[1]
+        placement = KeptOfLayer(rows, rows, Replicated(), Replicated())  # type: ignore[arg-type]
         placements = (Replicated(), (placement,) * len(kept), Replicated())
         form = matrices.placed(placements, MATRICES_OF_PAIRS)
         if not shared_out:
             form = matrices.placed((Replicated(),) * 3, Replicated())
-        return form.run(layer, kept, update, config=config, rows=self.groups[0].rows)
+        return form.run(layer, kept, update, config=config, asked=asked)
 
     def _pull(self, batch: _Batch, index: int, layer: Layer, formed: Matrices) -> None:
         """Takes a batch of readouts one layer down."""

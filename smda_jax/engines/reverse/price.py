@@ -17,17 +17,16 @@ from smda_jax.engines.workload import (
 def _contraction(w: Workload, pairs: int, readouts: float | int) -> float | int:
     """Per pair and prompt, in one layer, of steps that are matrices already."""
     total, tokens = 0.0, w.prompt_tokens
-    for op in w.config.table.linears:
+    for op, share in w.moving:
         injected = tokens * op.outputs * (op.inputs + readouts)
-        total += 2 * min(injected, readouts * op.size * (1 + tokens / pairs))
+        total += 2 * share * min(injected, readouts * op.size * (1 + tokens / pairs))
     return total
 
 
 def price(w: Workload, limit: int) -> Price:
     """See `Engine.price`."""
     c, tokens, depth = w.config, w.prompt_tokens, w.layer + 1
-    linears = c.table.linears
-    weights = sum(op.size for op in linears)
+    weights = sum(op.size * share for op, share in w.moving)
     kept = w.pair_tokens * 2 * c.layers * c.hidden + w.scored * (c.vocab + c.hidden)
     pairs = clamp(0.4 * limit / ((weights + kept) * w.itemsize), w.pairs)
     asked = w.features if w.keep.inactive else w.active
@@ -41,7 +40,7 @@ def price(w: Workload, limit: int) -> Price:
     contract = w.prompts * w.depth_of_y * _contraction(w, pairs, 1)
     contract += slots * (depth - 1) * _contraction(w, pairs, slot)
     # In the layer that is read, most operations matter at one token only.
-    contract += slots * 2 * sum(op.size * (1 + slot / op.inputs) for op in linears)
+    contract += slots * 2 * sum(share * op.size * (1 + slot / op.inputs) for op, share in w.moving)
     # Each chunk of prompts takes the pairs once more through every layer, and forms their
     # matrices there.
     form = (

@@ -39,7 +39,13 @@ from smda_jax.reading.readout import given_of, spot_read
 from smda_jax.runtime.devices import Replicated, Rows
 from smda_jax.runtime.precision import wide
 from smda_jax.runtime.programs import program
-from smda_jax.steps.checkpoints import LAYER_AXES, KeptOfLayer, StepCheckpoints, layer_steps
+from smda_jax.steps.checkpoints import (
+    LAYER_AXES,
+    Asked,
+    KeptOfLayer,
+    StepCheckpoints,
+    layer_steps,
+)
 from smda_jax.steps.injection import inject
 from smda_jax.steps.updates.contract import Update
 
@@ -60,22 +66,25 @@ class Matrices(NamedTuple):
 MATRICES_OF_PAIRS = Matrices(Rows(2), Rows(1), Rows(1))  # type: ignore[arg-type]
 
 
-@program(Replicated(), Rows(), Replicated(), result=MATRICES_OF_PAIRS, static=("config", "rows"))
+@program(Replicated(), Rows(), Replicated(), result=MATRICES_OF_PAIRS, static=("config", "asked"))
 def matrices(
     layer: Layer,
     groups: tuple[KeptOfLayer, ...],
     update: Update,
     config: ModelConfig,
-    rows: int = 1,
+    asked: Asked = Asked(),  # noqa: B008 (immutable)
 ) -> Matrices:
     """The pairs' steps in a layer, from what each group of pairs keeps of it."""
 
     def of_group(kept: KeptOfLayer) -> Matrices:
         def one(layer: Layer, kept: KeptOfLayer) -> dict[str, Any]:
-            return layer_steps(config, layer, kept, update, rows)
+            return layer_steps(config, layer, kept, update, asked)
 
         steps = jax.vmap(one, LAYER_AXES)(layer, kept)
-        linears, scales = config.table.linears, config.table.scales
+        linears, scales = (
+            [op for op in some if op.name in steps]
+            for some in (config.table.linears, config.table.scales)
+        )
         merged = {op.name: jax.vmap(lambda s: s.merged())(steps[op.name]) for op in linears}
         return Matrices(
             {name: step.w for name, step in merged.items()},
@@ -150,9 +159,15 @@ def start_y(
     at_answers, g, at_spot = pull(jnp.ones_like(y))
 
     def through(tree: dict[str, Any]) -> Float[Array, "pair prompt"]:
-        scale = jnp.sum(inputs["final_unit"] * g["final_norm"], axis=1)
-        final = _total("ph,bh->pb", tree["final_norm"].g, scale)
-        return final + tree["unembed"].inner_products(inputs["final_in"], g["unembed"])
+        rows, pairs = len(tokens), tree["blocks"].stream.shape[1]
+        found = jnp.zeros((pairs, rows), wide(hidden.x.dtype))
+        if tree["final_norm"] is not None:
+            scale = jnp.sum(inputs["final_unit"] * g["final_norm"], axis=1)
+            found = found + _total("ph,bh->pb", tree["final_norm"].g, scale)
+        if tree["unembed"] is not None:
+            head = tree["unembed"].inner_products(inputs["final_in"], g["unembed"])
+            found = found + head.astype(found.dtype)
+        return found
 
     total = jnp.concatenate([through(group.as_taps().tree) for group in steps])
     _, spread = jax.vjp(lambda x: at_tokens(x, answers), hidden.x)
@@ -224,7 +239,9 @@ def pull_layer(
         at = None if reads is None else at_token(out.streams[stream], jnp.asarray(reads.at))
         return (out.streams["resid_post"], at), out.inputs
 
-    zeros = block_zeros(config, *x.shape[:2], dtype=x.dtype)
+    every = block_zeros(config, *x.shape[:2], dtype=x.dtype)
+    chosen = [op for op in config.table if op.name in steps.w or op.name in steps.scale]
+    zeros = {op.name: every[op.name] for op in chosen}
     _, pull, inputs = jax.vjp(run, x, zeros, has_aux=True)
     g, deltas = jax.vmap(pull)((pulled.g, None if reads is None else reads.direction))
 
@@ -236,7 +253,7 @@ def pull_layer(
         at = jnp.asarray(reads.at)
         return at_token(x, at)[:, None], jax.vmap(lambda d: at_token(d, at)[:, None])(delta)
 
-    for op in config.table:
+    for op in chosen:
         x_op, delta = reached(op)
         if isinstance(op, Linear):
             total = total + contract(x_op, delta, steps.w[op.name])
@@ -257,11 +274,13 @@ def pull_embedding(
     g: Float[Array, "readout prompt token hidden"],
     total: Float[Array, "pair prompt readout"],
 ) -> Float[Array, "pair prompt readout"]:
-    """`total` with what the embedding's step changes.
+    """`total` with what the embedding's step changes, if it moves.
 
     `seen` holds every token id of the batch, ascending; it may hold others. A token's row moves the
     same way wherever it stands.
     """
+    if not steps[0].update.moves("embed"):
+        return total
     tables = [group.as_taps().tree["embed"] for group in steps]
     rows = jnp.concatenate([inject(table, jnp.asarray(seen)[None])[:, 0] for table in tables])
     rows = scale_embedding(steps[0].config, rows)

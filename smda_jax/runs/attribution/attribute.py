@@ -23,6 +23,7 @@ from smda_jax.runs.attribution.policies import Policy, fit_policies
 from smda_jax.runs.attribution.record import record_of
 from smda_jax.runs.attribution.results import Found, results
 from smda_jax.runs.attribution.runner import Blocks
+from smda_jax.runs.attribution.stepping import stepping_of
 from smda_jax.runs.attribution.summary import Summary
 from smda_jax.runs.attribution.verify import check_first_order
 from smda_jax.runs.config import Attribute
@@ -33,8 +34,6 @@ from smda_jax.runtime import processes
 from smda_jax.runtime.devices import Devices, using
 from smda_jax.runtime.memory import TooLargeError, memory_limit
 from smda_jax.runtime.precision import numerics
-from smda_jax.steps.dataset import Stepping
-from smda_jax.steps.updates import offer
 
 
 @dataclass
@@ -188,12 +187,10 @@ class _Attribution:
             f"about {duration(seconds)} here, compilation apart",
             soft_wrap=True,
         )
-        model = inputs.question.model
-        args = (model, inputs.pair_tokens, c.learning_rate)
         job = Job(
             evaluation=e,
             tokens=inputs.pair_tokens,
-            stepping=Stepping(model, offer(c.update).prepare(*args)),
+            stepping=stepping_of(c, inputs),
             keep=work.keep,
             gate_open=c.gate == "off",
             policies=tuple(policies.values()),

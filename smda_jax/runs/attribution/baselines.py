@@ -81,7 +81,7 @@ def baselines(
         with numerics("float64"):
             rate = fetch(known.update.rate(jnp.asarray(norm)))
         dot = known.mean_delta_y / -rate
-        cosine = dot / (norm * _mean_y_gradient(e, folder))
+        cosine = dot / (norm * _mean_y_gradient(e, known.update, folder))
     h, prompts = known.own.h.astype(np.float64), e.h.astype(np.float64)
     behind = prompts[known.shows] if known.shows.any() else prompts
     towards = (behind / np.linalg.norm(behind, axis=1, keepdims=True)).mean(axis=0)
@@ -95,11 +95,12 @@ def baselines(
     }
 
 
-def _mean_y_gradient(e: Evaluation, folder: RunFolder) -> float:
-    """‖∂ mean Y/∂θ‖, found once."""
+def _mean_y_gradient(e: Evaluation, update: Update, folder: RunFolder) -> float:
+    """‖∂ mean Y/∂θ‖ over the parameters that move, found once."""
     if not folder.has("mean_y"):
         n = len(e.tokens)
-        mean = pull_readouts(e, Weighting(None, np.full((1, n), 1 / n, e.h.dtype)))
+        weighting = Weighting(None, np.full((1, n), 1 / n, e.h.dtype))
+        mean = pull_readouts(e, weighting, Update(1.0, moved=update.moved))
         with numerics(e.model.dtype):
             norm = fetch(norms(mean)).astype(np.float64)
         folder.save("mean_y", {"gradient_norm": norm})

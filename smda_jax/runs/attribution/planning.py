@@ -37,6 +37,7 @@ def workload(c: Attribute, inputs: Inputs, features: int, active: float, policie
         policies=policies,
         keep=c.kept(),
         itemsize=BYTES[c.dtype],
+        moved=inputs.moved,
     )
 
 

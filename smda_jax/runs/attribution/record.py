@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from smda_jax.data.features import parse
+from smda_jax.model.moved import count, everything
 from smda_jax.runs.config import Attribute
 from smda_jax.runs.inputs.load import Inputs
 
@@ -33,6 +34,7 @@ WITHOUT_EFFECT = {
     "feature_labels",
     "neuronpedia",
     "redact",
+    "adapter",
     "direction",
     "raises",
     "check_pairs",
@@ -45,6 +47,7 @@ def record_of(config: Attribute, inputs: Inputs) -> tuple[str, dict[str, Any]]:
     """(fingerprint, record) of a run."""
     names = ("smda-jax", "jax", "jaxlib", "flax", "numpy", "transformers", "orbax-checkpoint")
     device, behaviour = jax.devices()[0], inputs.question.behaviour
+    model = inputs.question.model
     matmul = "default" if config.dtype == "bfloat16" else "highest"
     record = {
         "schema_version": 1,
@@ -65,6 +68,11 @@ def record_of(config: Attribute, inputs: Inputs) -> tuple[str, dict[str, Any]]:
             "moves": behaviour.moves,
             "shows_above": behaviour.shows_above,
             **behaviour.settings,
+        },
+        "parameters": {
+            "said": list(config.moving()),
+            "moved": count(model.config, inputs.moved or everything(model.config)),
+            "of": count(model.config, everything(model.config)),
         },
         "polarity": {"raises": inputs.polarity.labels, "source": inputs.polarity.source},
         "conventions": CONVENTIONS,

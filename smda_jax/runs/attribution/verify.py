@@ -22,14 +22,13 @@ from smda_jax.policy.ridge import ridge
 from smda_jax.reading.evaluation import Evaluation, Selection, evaluate_prompts, run_prompts
 from smda_jax.runs.attribution.policies import Policy
 from smda_jax.runs.attribution.runner import Blocks
+from smda_jax.runs.attribution.stepping import stepping_of
 from smda_jax.runs.config import Attribute, Verify
 from smda_jax.runs.folder.cache import read_cache
 from smda_jax.runs.folder.store import RunFolder
 from smda_jax.runs.inputs.load import Inputs, load_inputs
 from smda_jax.runtime.precision import numerics
 from smda_jax.steps.dataset import Stepping, steps_of
-from smda_jax.steps.updates import offer
-from smda_jax.steps.updates.contract import Update
 
 R2, SLOPE = (
     0.99,
@@ -133,14 +132,13 @@ def verify(command: Verify, console: Console | None = None) -> list[dict[str, An
     rows = np.sort(
         np.random.default_rng(command.seed).permutation(len(inputs.pairs))[: command.pairs]
     )
-    model, kind = inputs.question.model, offer(c.update)
-    own: Update = kind.prepare(model, inputs.pair_tokens, c.learning_rate)
+    stepping = stepping_of(c, inputs)
     dz, dy = cache.delta_z[rows], cache.delta_y[rows]
     dx = dz if c.gate == "off" else np.where(cache.active[None], dz, 0)
     table, points = [], []
     for eta in track(sorted(command.learning_rates), "true steps", console=console, transient=True):
-        update = own.replace(learning_rate=eta)  # type: ignore[attr-defined]
-        true = true_steps(e, inputs, Stepping(model, update), rows, cache.alpha)
+        update = stepping.update.replace(learning_rate=eta)  # type: ignore[attr-defined]
+        true = true_steps(e, inputs, replace(stepping, update=update), rows, cache.alpha)
         size = eta / c.learning_rate
         first = decompose(e.x, e.y, true.W, size * dx, size * dy, cache.alpha)
         predicted, truth = (

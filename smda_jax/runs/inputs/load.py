@@ -18,7 +18,8 @@ from smda_jax.data.records import (
 )
 from smda_jax.data.tables import local_file
 from smda_jax.engines.offers import OFFERS
-from smda_jax.model import checkpoint
+from smda_jax.model import adapters, checkpoint
+from smda_jax.model.moved import Moved, everything, moved_by
 from smda_jax.policy.selection import check_subset_names
 from smda_jax.reading.behaviours import Asking, columns_of, make_behaviour
 from smda_jax.reading.evaluation import Question
@@ -45,6 +46,7 @@ class Inputs:
     prompt_tokens: list[PromptTokens]
     pairs: Pairs
     pair_tokens: list[PairTokens]
+    moved: Moved | None
     polarity: Polarity
     overlapping: int
     labels: dict[int, str]
@@ -87,7 +89,9 @@ def load_inputs(config: Attribute, console: Console, *, weights: bool = True) ->
     if true_step and config.dtype != "float64":
         warn(console, "a true step is a small difference of two passes: use --dtype float64")
     load = load_model if weights else load_shapes
-    model = load(config.model, config.dtype, chat_date=config.chat_date, cache=config.cache)
+    rest = {"chat_date": config.chat_date, "cache": config.cache, "adapter": config.adapter}
+    model = load(config.model, config.dtype, **rest)
+    moved = moved_by(model.config, config.moving())
     asking = Asking(model, prompts, site, options)
     behaviour = make_behaviour(config.behaviour, asking)
     prompt_tokens = tokenise_prompts(model, prompts, behaviour, config.max_length)
@@ -114,6 +118,8 @@ def load_inputs(config: Attribute, console: Console, *, weights: bool = True) ->
         "eval": hash_path(local_file(config.eval)),
         "pairs": hash_path(local_file(config.pairs)),
     }
+    if config.adapter:
+        hashes["adapter"] = hash_path(adapters.fetch(config.adapter))
     if config.direction:
         hashes["direction"] = hash_path(Path(config.direction).expanduser())
     return Inputs(
@@ -123,6 +129,7 @@ def load_inputs(config: Attribute, console: Console, *, weights: bool = True) ->
         prompt_tokens=prompt_tokens,
         pairs=pairs,
         pair_tokens=pair_tokens,
+        moved=None if moved == everything(model.config) else moved,
         polarity=polarity(config.raises, pairs, pair_tokens, behaviour),
         overlapping=overlapping,
         labels=labels,

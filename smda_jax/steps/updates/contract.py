@@ -4,11 +4,14 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jaxtyping import Array, Float
 
+from smda_jax.model.moved import Moved
 from smda_jax.model.operations import Linear, Scale
 from smda_jax.model.params import Params
 from smda_jax.pytree import pytree
+from smda_jax.steps.gradient import masks_of
 from smda_jax.steps.injection import (
     EmbedStep,
     LinearStep,
@@ -31,9 +34,12 @@ class Update:
     Attributes:
         learning_rate: η. One that is too large for the passes is infinite there, and its steps
             are refused by name.
+        moved: the parameters that move; None for all. Who uses an update leaves the others out,
+            an update need not; static.
     """
 
     learning_rate: Float[Array, ""] | float
+    moved: Moved | None = struct.field(pytree_node=False, kw_only=True, default=None)
 
     # Whether `rate` depends on the gradient's norm; if not it may be given NaN.
     needs_norm: ClassVar[bool] = False
@@ -75,6 +81,26 @@ class Update:
     def unembed(self, step: UnembedStep) -> OperationStep:
         """The unembedding's step."""
         return step
+
+    def moves(self, name: str) -> bool:
+        """Whether an operation of a block, `embed`, `final_norm` or `unembed` moves at all."""
+        if self.moved is None:
+            return True
+        outside = {"embed": self.moved.embed, "final_norm": self.moved.final_norm}
+        if name == "unembed":  # a tied table moves in both its uses
+            return self.moved.unembed
+        return outside.get(name, name in self.moved.masks)
+
+    def masks(self) -> dict[str, Float[Array, "layer part"]] | None:
+        """In which layers an operation's weight and its bias move; None for all."""
+        if self.moved is None:
+            return None
+        return masks_of(self.moved)
+
+    def pulled(self, query: Params) -> Params:
+        """`pull`, zero where nothing moves."""
+        found = self.pull(query)
+        return found if self.moved is None else self.moved.masked(found)
 
     def pull(self, query: Params) -> Params:
         """Pᵀ of a query's gradient.
