@@ -87,6 +87,21 @@ def wear(params: Params, adapter: str | Path) -> Params:
     return params.replace(blocks=blocks, config=worn)  # type: ignore[attr-defined]
 
 
+def describe(folder: Path) -> str:
+    """What an adapter is, in words.
+
+    Raises:
+        InputError: as `wear`, where that needs no model.
+    """
+    read = _read(folder)
+    found = (re.search(r"\.([^.]+)\.lora_A\.weight$", name) for name in read.tensors)
+    modules = ", ".join(sorted({match[1] for match in found if match}))
+    ranks = {v.shape[0] for name, v in read.tensors.items() if ".lora_A." in name}
+    base = read.config.get("base_model_name_or_path")
+    ranks_said = " and ".join(map(str, sorted(ranks)))
+    return f"LoRA adapter of rank {ranks_said} on {modules}, of {base}"
+
+
 def _read(folder: Path) -> _Read:
     try:
         config = json.loads((folder / CONFIG).read_text())

@@ -14,7 +14,7 @@ from smda_jax.errors import InputError
 from smda_jax.model.operations import ADAPTER, ALL
 from smda_jax.reading import behaviours
 from smda_jax.reading.behaviours import Options
-from smda_jax.steps.updates import offer
+from smda_jax.steps.updates import UPDATES, offer
 
 
 class Command:
@@ -133,8 +133,15 @@ class Attribute(Command):
     their names in the checkpoint. Default: lora with --adapter, else all."""
     update: str = "sgd"
     """The step. sgd: -eta*g; normalised: -eta*g/|g|; adam: -eta*g/(sqrt(v)+1e-8) with v the mean
-    squared gradient of the pairs; with engine finite also the first step of any optimiser of optax,
-    such as optax.lion."""
+    squared gradient of the pairs; ekfac: -eta*(F+damping)^-1 g with F the Kronecker-factored
+    curvature, eigenvalues corrected; with engine finite also the first step of any optimiser of
+    optax, such as optax.lion."""
+    curvature_data: str | None = None
+    """Pairs that adam and ekfac take second moments and curvature from; default: the pairs."""
+    damping: float = 0.1
+    """Of ekfac, in units of the mean eigenvalue of each block."""
+    fisher: Literal["true", "empirical"] = "true"
+    """Of ekfac. true: answers drawn from the model (--seed); empirical: the data's own."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Of parameters and passes. The ridge is always solved in float64."""
     max_length: int = 512
@@ -192,6 +199,7 @@ class Attribute(Command):
             "alpha": 0,
             "learning_rate": 0,
             "beta": 0,
+            "damping": 0,
             "max_length": 2,
             "pair_block": 0,
             "prompt_block": 0,
@@ -218,6 +226,15 @@ class Attribute(Command):
         behaviours.check(self.behaviour, self.behaviour_options())
         asked, kind = OFFERS.get(self.engine), offer(self.update)
         true_step = asked is not None and not asked.first_order
+        said = {"curvature_data": "tokens", "damping": "damping", "fisher": "fisher"}
+        for name, field in said.items():
+            if getattr(self, name) != getattr(Attribute, name) and field not in kind.takes:
+                who = " or ".join(k for k, one in UPDATES.items() if field in one.takes)
+                flag = f"--{name.replace('_', '-')}"
+                raise InputError(flag, f"says nothing to {self.update}", f"--update {who}")
+        if self.update == "ekfac" and self.fisher == "true" and self.loss == "dpo":
+            what = "of a preference no answers can be drawn from the model"
+            raise InputError("--fisher", what, "--fisher empirical")
         gate_open, keep = self.gate == "off", self.kept()
         if gate_open and (true_step or self.check_pairs):
             raise InputError(
@@ -263,7 +280,7 @@ class Attribute(Command):
         """As written to run.json; what names a file or folder here is made absolute, so that it can
         be replayed anywhere."""
         named = ("model", "sae", "eval", "pairs", "features", "feature_labels", "out", "cache")
-        named = (*named, "direction", "adapter")
+        named = (*named, "direction", "adapter", "curvature_data")
 
         def plain(value: Any) -> Any:
             return (

@@ -26,7 +26,7 @@ from smda_jax.runtime.precision import numerics
 from smda_jax.runtime.programs import Program, padding_budget
 from smda_jax.steps.checkpoints import StepCheckpoints, form_steps
 from smda_jax.steps.gradient import PairStatistics
-from smda_jax.steps.updates import Offer, offer
+from smda_jax.steps.updates import Curvature, Offer, Preparation, offer
 from smda_jax.steps.updates.contract import Update
 
 AT_A_TIME = 16  # pairs that one backward pass takes, at most
@@ -153,6 +153,7 @@ def pair_steps(
     learning_rate: float = 1e-4,
     update: str | Update = "sgd",
     parameters: Sequence[str] = (),
+    curvature: Curvature = Curvature(),  # noqa: B008 (immutable)
     loss: LossName = "sft",
     loss_scope: LossScope = "response",
     beta: float = 0.1,
@@ -164,7 +165,8 @@ def pair_steps(
         model: from `load_model`.
         pairs: from `load_pairs`.
         learning_rate: η of the step, where `update` is a name.
-        update: sgd, normalised or adam, or an update of your own.
+        update: sgd, normalised, adam or ekfac, or an update of your own.
+        curvature: of adam and ekfac.
         parameters: that move, as `--parameters` takes them; default all.
         loss: sft (mean cross-entropy) or dpo.
         loss_scope: response, or all tokens.
@@ -177,7 +179,7 @@ def pair_steps(
     tokens = tokenise_pairs(model, pairs, max_length, make_loss(loss, loss_scope, beta))
     if isinstance(update, str):
         kind: Offer = offer(update)
-        update = kind.prepare(model, tokens, learning_rate)
+        update = kind.prepare(Preparation(model, tokens, learning_rate, curvature))
     if parameters:
         update = update.replace(moved=moved_by(model.config, parameters))  # type: ignore
     assert isinstance(update, Update)

@@ -1,5 +1,6 @@
 """Per-pair loss gradients in factored form: inputs of operations, and the gradient at outputs."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ from smda_jax.data.batch.batches import PairBatch
 from smda_jax.model.config import ModelConfig
 from smda_jax.model.forward import OUTPUT, RESIDUAL, TapSource, block_zeros, fold_scale, head_zeros
 from smda_jax.model.moved import Moved, everything
-from smda_jax.model.operations import Linear, Scale
+from smda_jax.model.operations import Linear, Operation, Scale
 from smda_jax.model.params import Params, Weights
 from smda_jax.pytree import pytree
 from smda_jax.runtime.precision import wide
@@ -179,8 +180,16 @@ def squares_outside(g: Gradient, config: ModelConfig, moved: Moved) -> Float[Arr
     return total
 
 
-def squares(g: Gradient, weight: Float[Array, " pair"], like: Params) -> Params:
-    """`Σ_i weight[i] g[i]²`, entry by entry, shaped like the parameters."""
+def squares(
+    g: Gradient,
+    weight: Float[Array, " pair"],
+    like: Params,
+    read_by: Callable[[Operation], str] = lambda op: op.reads,
+) -> Params:
+    """`Σ_i weight[i] g[i]²`, entry by entry, shaped like the parameters.
+
+    `read_by` names the input of an operation among `g.inputs`.
+    """
     config, dtype = like.config, wide(g.embed.dtype)
 
     def total(x: Array) -> Array:
@@ -195,7 +204,7 @@ def squares(g: Gradient, weight: Float[Array, " pair"], like: Params) -> Params:
     def layer(_: None, xs: tuple[dict[str, Array], dict[str, Array]]) -> tuple[None, Any]:
         inputs, deltas = xs
         parts = {
-            op.name: one_operation(op, inputs[op.reads], deltas[op.name]) for op in config.table
+            op.name: one_operation(op, inputs[read_by(op)], deltas[op.name]) for op in config.table
         }
         return None, parts
 

@@ -177,14 +177,18 @@ class UnembedStep(_EveryLeaf):
 
 @pytree
 class ScaledEmbedStep:
-    """An embedding's step whose every entry is multiplied by `factor`, which pairs share."""
+    """An embedding's step whose every entry is multiplied by `factor`, which pairs share.
+
+    With a basis, its entries are those of its rows written in that basis.
+    """
 
     step: EmbedStep
     factor: Float[Array, "vocab hidden"]
+    basis: Float[Array, "hidden hidden2"] | None = None
 
     def __call__(self, x: Int[Array, "row token"]) -> Float[Array, "row token hidden"]:
         """See `EmbedStep`."""
-        return self.step(x) * self.factor[x]
+        return times_in_basis(self.step(x), self.factor[x], self.basis)
 
     def pair_axes(self) -> "ScaledEmbedStep":
         """See `OperationStep`."""
@@ -193,10 +197,12 @@ class ScaledEmbedStep:
 
 @pytree
 class ScaledUnembedStep:
-    """An unembedding's step whose every entry is multiplied by `factor`, which pairs share."""
+    """An unembedding's step whose every entry is multiplied by `factor`, which pairs share; see
+    `ScaledEmbedStep`."""
 
     step: UnembedStep
     factor: Float[Array, "vocab hidden"]
+    basis: Float[Array, "hidden hidden2"] | None = None
 
     def __call__(
         self, x: Float[Array, "row position hidden"]
@@ -226,7 +232,19 @@ def _scaled_unembedding(
     step: ScaledUnembedStep, x: Float[Array, "row position hidden"]
 ) -> Float[Array, "row position vocab"]:
     """One pair's whole table at a time: it is as large as the model's own."""
-    return jnp.einsum("rph,vh->rpv", x, step.step.table() * step.factor)
+    table = times_in_basis(step.step.table(), step.factor, step.basis)
+    return jnp.einsum("rph,vh->rpv", x, table)
+
+
+def times_in_basis(
+    rows: Float[Array, "*row hidden"],
+    factor: Float[Array, "*row hidden"],
+    basis: Float[Array, "hidden hidden2"] | None,
+) -> Float[Array, "*row hidden"]:
+    """`factor ⊙ rows`, entry by entry, written in a basis."""
+    if basis is None:
+        return rows * factor
+    return ((rows @ basis) * factor) @ basis.T
 
 
 def inject(step: OperationStep, x: Array) -> Array:

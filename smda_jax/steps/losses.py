@@ -23,10 +23,31 @@ def scored_losses(
 ) -> tuple[Float[Array, " pair"], dict[str, Array]]:
     """Loss of every pair, and inputs of operations.
 
-    The tokens that all pairs share are run once, as a batch of one; what is kept is of the rest.
-
     Returns:
         losses, and inputs of operations: those of the blocks in `keep`, and the head's.
+    """
+    logits, kept = _scored(params, batch, taps, keep)
+    logits, target = logits.astype(wide(logits.dtype)), jnp.asarray(batch.target)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, target)
+    weight = jnp.asarray(batch.weight, losses.dtype)
+    # Chosen before they are weighed: a loss that is not finite, times zero, would spoil the others
+    # of its lane.
+    own = jnp.where(weight > 0, losses[:, None], jnp.zeros_like(weight))
+    sums = jnp.sum(own * weight, axis=-1).reshape(batch.pairs, batch.loss.rows)
+    return batch.loss.value(sums), kept
+
+
+def scored_logits(params: Params, batch: PairBatch) -> Float[Array, "lane position vocab"]:
+    """What the model expects at the scored positions."""
+    return _scored(params, batch, NO_TAPS, ())[0]
+
+
+def _scored(
+    params: Params, batch: PairBatch, taps: TapSource, keep: tuple[str, ...]
+) -> tuple[Float[Array, "lane position vocab"], dict[str, Array]]:
+    """Logits at the scored positions, and inputs of operations.
+
+    The tokens that all pairs share are run once, as a batch of one; what is kept is of the rest.
     """
     tokens, shared, past = jnp.asarray(batch.tokens), batch.shared, None
     if shared:
@@ -36,11 +57,4 @@ def scored_losses(
     context = Context(past, batch.packing, at)
     hidden = run_blocks(params, x, taps, Wanted(keep=keep), context)
     logits, head = unembed(params, hidden.x, taps)
-    logits, target = logits.astype(wide(logits.dtype)), jnp.asarray(batch.target)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, target)
-    weight = jnp.asarray(batch.weight, losses.dtype)
-    # Chosen before they are weighed: a loss that is not finite, times zero, would spoil the others
-    # of its lane.
-    own = jnp.where(weight > 0, losses[:, None], jnp.zeros_like(weight))
-    sums = jnp.sum(own * weight, axis=-1).reshape(batch.pairs, batch.loss.rows)
-    return batch.loss.value(sums), hidden.kept | head
+    return logits, hidden.kept | head

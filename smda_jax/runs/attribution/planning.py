@@ -9,6 +9,7 @@ from smda_jax.data.batch.batches import scored_in_all, shared_length, shared_pai
 from smda_jax.data.features import parse
 from smda_jax.engines import planner
 from smda_jax.engines.workload import Workload
+from smda_jax.model.moved import count, everything
 from smda_jax.runs.config import Attribute, Plan
 from smda_jax.runs.inputs.load import Inputs, load_inputs
 from smda_jax.runtime.memory import memory_limit
@@ -69,6 +70,14 @@ def print_plan(config: Plan, console: Console) -> None:
         mark = "* " if name == plan.name else "  "
         sizes = (str(price.pair_chunk), str(price.batch_size))
         table.add_row(mark + name, f"{total:.1e}", duration(total / seconds), parts, *sizes)
+    config_of = inputs.question.model.config
+    moves = count(config_of, inputs.moved or everything(config_of))
+    whole = count(config_of, everything(config_of))
+    console.print(
+        f"Y: {inputs.question.behaviour.raised} ({inputs.question.behaviour.unit}); "
+        f"{whole / 1e6:,.1f} M parameters, of which move {moves / 1e6:,.2f} M",
+        soft_wrap=True,
+    )
     console.print(
         f"{work.pairs} pairs of {work.pair_tokens:.0f} tokens, {work.prompts} prompts of "
         f"{work.prompt_tokens:.0f} ({work.shared} shared), {features} features of which "

@@ -35,6 +35,7 @@ WITHOUT_EFFECT = {
     "neuronpedia",
     "redact",
     "adapter",
+    "curvature_data",
     "direction",
     "raises",
     "check_pairs",

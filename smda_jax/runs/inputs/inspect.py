@@ -18,9 +18,10 @@ from smda_jax.data.records import (
 )
 from smda_jax.data.tables import SUFFIXES, read_table
 from smda_jax.errors import InputError
-from smda_jax.model import checkpoint
+from smda_jax.model import adapters, checkpoint
 from smda_jax.model.config import ModelConfig
 from smda_jax.model.params import abstract_params
+from smda_jax.reading.behaviours.probe import read_direction
 from smda_jax.reading.site import resolve_site
 from smda_jax.runs.config import Inspect
 from smda_jax.sae.formats import SAE, is_sae
@@ -73,6 +74,11 @@ def _describe(path: str, command: Inspect) -> tuple[Any, str]:
             return None, f"policy: {len(policy['feature_ids'])} features, α {policy.get('alpha')}"
     if (local / "run.json").is_file():
         return None, _describe_run(local)
+    if (local / adapters.CONFIG).is_file():
+        return None, adapters.describe(local)
+    if local.suffix in (".npy", ".safetensors") and local.is_file():
+        direction, bias = read_direction(str(local))
+        return None, f"direction of width {len(direction)}, bias {bias:g} (--behaviour probe)"
     names_a_folder = ":" in path.removeprefix("hub:") and not path.startswith("hub:")
     if is_sae(local) or (names_a_folder and not local.exists()):
         sae = load_sae(path, allow_pickle=command.allow_pickle)

@@ -46,6 +46,7 @@ class Inputs:
     prompt_tokens: list[PromptTokens]
     pairs: Pairs
     pair_tokens: list[PairTokens]
+    curvature_tokens: list[PairTokens] | None
     moved: Moved | None
     polarity: Polarity
     overlapping: int
@@ -97,6 +98,10 @@ def load_inputs(config: Attribute, console: Console, *, weights: bool = True) ->
     prompt_tokens = tokenise_prompts(model, prompts, behaviour, config.max_length)
     loss = make_loss(config.loss, config.loss_scope, config.beta)
     pair_tokens = tokenise_pairs(model, pairs, config.max_length, loss)
+    curvature = None
+    if config.curvature_data:
+        others = load_pairs(config.curvature_data, config.loss)
+        curvature = tokenise_pairs(model, others, config.max_length, loss)
     texts = [(prompts.where(i), text) for i, text in enumerate(prompts.text)]
     texts += [(pairs.where(i), "\n".join(pairs.texts(i))) for i in range(len(pairs))]
     control = [
@@ -118,6 +123,8 @@ def load_inputs(config: Attribute, console: Console, *, weights: bool = True) ->
         "eval": hash_path(local_file(config.eval)),
         "pairs": hash_path(local_file(config.pairs)),
     }
+    if config.curvature_data:
+        hashes["curvature"] = hash_path(local_file(config.curvature_data))
     if config.adapter:
         hashes["adapter"] = hash_path(adapters.fetch(config.adapter))
     if config.direction:
@@ -129,6 +136,7 @@ def load_inputs(config: Attribute, console: Console, *, weights: bool = True) ->
         prompt_tokens=prompt_tokens,
         pairs=pairs,
         pair_tokens=pair_tokens,
+        curvature_tokens=curvature,
         moved=None if moved == everything(model.config) else moved,
         polarity=polarity(config.raises, pairs, pair_tokens, behaviour),
         overlapping=overlapping,

@@ -11,26 +11,62 @@ from smda_jax.errors import InputError
 
 
 @dataclass(frozen=True)
+class Curvature:
+    """What an update that looks at curvature is told.
+
+    Attributes:
+        tokens: the data that it is taken from; None for the pairs themselves.
+        damping: added to it, in units of its mean eigenvalue, block by block.
+        fisher: `true`, with answers drawn from the model, or `empirical`, with the data's own.
+        seed: of that draw.
+    """
+
+    tokens: Any = None
+    damping: float = 0.1
+    fisher: str = "true"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What an update is made from.
+
+    Attributes:
+        model: at the base weights.
+        tokens: of the pairs.
+        learning_rate: η.
+        curvature: for updates that look at it.
+    """
+
+    model: Any
+    tokens: Any
+    learning_rate: float
+    curvature: Curvature = Curvature()
+
+
+@dataclass(frozen=True)
 class Offer:
     """An update by the name that `--update` takes.
 
     Attributes:
         name: of the update.
-        module: of this package, which has a function `prepare(model, tokens, rate)` that returns
-            the update.
+        module: of this package, which has a function `prepare(on: Preparation)` that returns the
+            update.
         along_gradient: whether a step is the pair's own gradient times the update's `rate`, so
             that a first-order change divided by it is a product with the gradient.
         first_order: whether a step is linear in the gradient, as the first-order engines need.
+        takes: fields of `Curvature` that say something to it.
     """
 
     name: str
     module: str
     along_gradient: bool = False
     first_order: bool = True
+    takes: tuple[str, ...] = ()
 
-    def prepare(self, *args: Any) -> Any:
+    def prepare(self, on: Preparation) -> Any:
         """The update; see `updates.contract.Update`."""
-        return import_module(f"{__name__}.{self.module}").prepare(*args)
+        return import_module(f"{__name__}.{self.module}").prepare(on)
 
 
 UPDATES = {
@@ -38,7 +74,8 @@ UPDATES = {
     for offer in (
         Offer("sgd", "plain", along_gradient=True),
         Offer("normalised", "normalised", along_gradient=True),
-        Offer("adam", "diagonal"),
+        Offer("adam", "diagonal", takes=("tokens",)),
+        Offer("ekfac", "kronecker", takes=("tokens", "damping", "fisher")),
     )
 }
 OPTIMISERS = "optax."  # any optimiser of optax by its name, which need not be linear

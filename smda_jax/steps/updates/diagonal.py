@@ -30,6 +30,7 @@ from smda_jax.steps.injection import (
     ScaledUnembedStep,
     UnembedStep,
 )
+from smda_jax.steps.updates import Preparation
 from smda_jax.steps.updates.contract import Update
 
 
@@ -81,9 +82,10 @@ class Diagonal(Update):
         return jax.tree.map(times, query, whole)
 
 
-def prepare(model: Model, tokens: Sequence[PairTokens], learning_rate: float) -> Diagonal:
-    """`-η g / (√v + ε)`, with v the mean over the pairs of their squared gradients."""
-    return Diagonal(learning_rate, adam_factor(model, tokens))
+def prepare(on: Preparation) -> Diagonal:
+    """`-η g / (√v + ε)`, with v the mean over the pairs, or the data told, of squared gradients."""
+    tokens = on.tokens if on.curvature.tokens is None else on.curvature.tokens
+    return Diagonal(on.learning_rate, adam_factor(on.model, tokens))
 
 
 def adam_factor(

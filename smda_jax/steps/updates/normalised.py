@@ -1,10 +1,11 @@
 """`normalised`: a step of the same length on every pair."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jaxtyping import Array, Float
 
 from smda_jax.pytree import pytree
+from smda_jax.steps.updates import Preparation
 from smda_jax.steps.updates.contract import Update
 
 
@@ -19,6 +20,6 @@ class Normalised(Update):
         return Update.rate(self, norm) / norm
 
 
-def prepare(model: Any, tokens: Any, learning_rate: float) -> Normalised:
+def prepare(on: Preparation) -> Normalised:
     """`-η g / ‖g‖`."""
-    return Normalised(learning_rate)
+    return Normalised(on.learning_rate)

@@ -1,10 +1,9 @@
 """`sgd`: the plain step."""
 
-from typing import Any
-
+from smda_jax.steps.updates import Preparation
 from smda_jax.steps.updates.contract import Update
 
 
-def prepare(model: Any, tokens: Any, learning_rate: float) -> Update:
+def prepare(on: Preparation) -> Update:
     """`-η g`."""
-    return Update(learning_rate)
+    return Update(on.learning_rate)

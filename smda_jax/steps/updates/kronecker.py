@@ -1,0 +1,297 @@
+"""`ekfac`: Kronecker-factored curvature with corrected eigenvalues.
+
+George et al., arXiv 1806.03884; for influence of training data Grosse et al., arXiv 2308.03296.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from smda_jax.data.batch.batches import PairBatch, pair_batch
+from smda_jax.data.batch.chunks import Chunk, padded_chunks
+from smda_jax.data.batch.layouts import Padded
+from smda_jax.data.chat import PairTokens
+from smda_jax.errors import InputError
+from smda_jax.model.operations import Linear, Scale
+from smda_jax.model.params import Params, Weights
+from smda_jax.pytree import pytree
+from smda_jax.reading.network import Model
+from smda_jax.runtime.devices import Replicated, Rows, Summed, devices
+from smda_jax.runtime.memory import for_each
+from smda_jax.runtime.precision import numerics, wide
+from smda_jax.runtime.programs import jit, padding_budget, program
+from smda_jax.steps.gradient import Gradient, gradient, squares
+from smda_jax.steps.injection import (
+    EmbedStep,
+    LinearStep,
+    MergedStep,
+    ScaledEmbedStep,
+    ScaledUnembedStep,
+    UnembedStep,
+)
+from smda_jax.steps.losses import scored_logits
+from smda_jax.steps.updates import Preparation
+from smda_jax.steps.updates.contract import Update
+
+
+class Bases(NamedTuple):
+    """Orthonormal bases that the curvature is diagonal in, columns being directions.
+
+    Attributes:
+        inputs: of every linear operation's input, layer axis first.
+        outputs: of its output.
+        embed: of the rows of the embedding table.
+        unembed: of those of the unembedding; the same where the table is tied.
+    """
+
+    inputs: dict[str, Float[Array, "*layer in in2"]]
+    outputs: dict[str, Float[Array, "*layer out out2"]]
+    embed: Float[Array, "hidden hidden2"]
+    unembed: Float[Array, "hidden hidden2"]
+
+
+class OfBlock(NamedTuple):
+    """What `Kronecker` needs of a block."""
+
+    inputs: dict[str, Float[Array, "in in2"]]
+    outputs: dict[str, Float[Array, "out out2"]]
+    inverse: dict[str, Weights]
+
+
+@pytree
+class Kronecker(Update):
+    """`-η (F + λ)⁻¹ g`, F block-diagonal: a block is one operation of one layer.
+
+    In the eigenbases of a block's Kronecker factors F is taken to be diagonal, with the second
+    moments of gradients there. Norm scales have no factors: F is diagonal as they are.
+
+    Attributes:
+        bases: of the blocks.
+        inverse: `1 / (F + λ)` there, shaped like the parameters.
+    """
+
+    bases: Bases
+    inverse: Params
+
+    def blocks(self) -> Any:
+        """See `Update`."""
+        return OfBlock(self.bases.inputs, self.bases.outputs, self.inverse.blocks)
+
+    def linear(self, part: OfBlock, op: Linear, step: LinearStep) -> MergedStep:
+        """See `Update`."""
+        merged, inverse = step.merged(), part.inverse[op.name]
+        a, d = part.inputs[op.name], part.outputs[op.name]
+        w = a @ ((a.T @ merged.w @ d) * inverse.w.T) @ d.T
+        if merged.b is None or inverse.b is None:
+            return MergedStep(w, None)
+        bias = d @ ((d.T @ merged.b) * inverse.b)
+        return MergedStep(w, bias)
+
+    def scale(self, part: OfBlock, op: Scale, g: Float[Array, " width"]) -> Float[Array, " width"]:
+        """See `Update`."""
+        return g * part.inverse[op.name].w
+
+    def final_norm(self, g: Float[Array, "*pair hidden"]) -> Float[Array, "*pair hidden"]:
+        """See `Update`."""
+        return g * jnp.broadcast_to(self.inverse.final_norm, g.shape)
+
+    def embed(self, step: EmbedStep) -> ScaledEmbedStep:
+        """See `Update`."""
+        return ScaledEmbedStep(step, self.inverse.embed, self.bases.embed)
+
+    def unembed(self, step: UnembedStep) -> ScaledUnembedStep:
+        """See `Update`."""
+        own = self.inverse.embed if self.inverse.unembed is None else self.inverse.unembed
+        return ScaledUnembedStep(step, own, self.bases.unembed)
+
+    def pull(self, query: Params) -> Params:
+        """See `Update`; the curvature is symmetric, and so is its inverse."""
+        depth, dtype = query.depth, query.embed.dtype
+
+        def table(q: Array, inverse: Array, basis: Array) -> Array:
+            u = basis.astype(dtype)
+            return ((q @ u) * inverse.astype(dtype)[None]) @ u.T
+
+        def block(name: str, q: Weights) -> Weights:
+            inverse = jax.tree.map(lambda v: v[:depth].astype(dtype), self.inverse.blocks[name])
+            if name not in self.bases.inputs:
+                return Weights(q.w * inverse.w[:, None])
+            a = self.bases.inputs[name][:depth].astype(dtype)
+            d = self.bases.outputs[name][:depth].astype(dtype)
+            turned = jnp.einsum("lop,lmoi,liq->lmpq", d, q.w, a) * inverse.w[:, None]
+            w, bias = jnp.einsum("lop,lmpq,liq->lmoi", d, turned, a), None
+            if q.b is not None:
+                own = jnp.einsum("lop,lmo->lmp", d, q.b) * inverse.b[:, None]
+                bias = jnp.einsum("lop,lmp->lmo", d, own)
+            return Weights(w, bias)
+
+        own, inverse, unembed = self.bases, self.inverse, query.unembed
+        if unembed is not None and inverse.unembed is not None:
+            unembed = table(unembed, inverse.unembed, own.unembed)
+        return Params(
+            embed=table(query.embed, inverse.embed, own.embed),
+            blocks={name: block(name, q) for name, q in query.blocks.items()},
+            final_norm=query.final_norm * inverse.final_norm.astype(dtype)[None],
+            unembed=unembed,
+            config=query.config,
+        )
+
+
+def prepare(on: Preparation) -> Kronecker:
+    """The curvature of some data, from two passes over them: factors, then eigenvalues.
+
+    Raises:
+        InputError: without damping, and a block's curvature is singular.
+    """
+    model, curvature = on.model, on.curvature
+    tokens = on.tokens if curvature.tokens is None else curvature.tokens
+    fit = _Fit(model, tokens, curvature.fisher == "true", curvature.seed)
+    with numerics(model.dtype):
+        factors = fit.total(lambda batch, weight: _factors.run(model.params, batch, weight))
+        bases = _bases_of(factors)
+        values = fit.total(lambda *of: _eigenvalues.run(model.params, *of, bases))
+        inverse, singular = _inverse.run(values, damping=curvature.damping)
+    if curvature.damping == 0 and bool(singular):
+        what = "0 with singular curvature: some directions have none in the data"
+        raise InputError("--damping", what, "e.g. 0.1")
+    return Kronecker(on.learning_rate, bases, inverse)
+
+
+class _Fit(NamedTuple):
+    """Data that curvature is taken from.
+
+    Attributes:
+        model: whose curvature.
+        tokens: of the pairs.
+        sampled: whether answers are drawn from the model (true Fisher), or the data's own
+            (empirical).
+        seed: of the draw.
+    """
+
+    model: Model
+    tokens: Sequence[PairTokens]
+    sampled: bool
+    seed: int
+
+    def total(self, part: Callable[..., Any], batch_size: int = 8) -> Any:
+        """Sum of a part over all batches, each pair weighing 1 / pairs."""
+        found: list[Any] = []
+        tokens, model = self.tokens, self.model
+
+        def visit(chunk: Chunk) -> None:
+            assert isinstance(chunk.layout, Padded)
+            size = devices().round_up(chunk.layout.size)
+            layout = Padded(chunk.layout.width, size)
+            batch = pair_batch([tokens[i] for i in chunk.rows], layout)
+            if self.sampled:
+                filled = np.pad(chunk.rows, (0, size - len(chunk.rows)), "edge")
+                rows = jnp.asarray(filled, jnp.uint32)
+                drawn = _draw.run(model.params, batch, rows, jnp.uint32(self.seed))
+                batch = batch.replace(target=drawn)  # type: ignore[attr-defined]
+            weight = jnp.asarray((np.arange(size) < len(chunk.rows)) / len(tokens))
+            own = part(batch, weight)
+            found[:] = [jax.tree.map(jnp.add, found[0], own) if found else own]
+
+        budget = padding_budget(model.config.flop_per_token, 3)
+        split = partial(padded_chunks, padding_budget=budget)
+        for_each([t.length for t in tokens], batch_size, split, visit)
+        return found[0]
+
+
+@program(Replicated(), Rows(), Rows(), Replicated(), result=Rows())
+def _draw(params: Params, batch: PairBatch, row: Array, seed: Array) -> Array:
+    """Answers token by token from the model's own distribution; of a pair always the same ones."""
+    logits = scored_logits(params, batch)
+
+    def of_token(row: Array, position: Array, logits: Array) -> Array:
+        # A key for each token, so that padding and batches change nothing.
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), row), position)
+        return jax.random.categorical(key, logits)
+
+    places = jnp.arange(logits.shape[1])
+    return jax.vmap(lambda row, own: jax.vmap(partial(of_token, row))(places, own))(row, logits)
+
+
+@program(Replicated(), Rows(), Rows(), result=Summed())
+def _factors(params: Params, batch: PairBatch, weight: Float[Array, " pair"]) -> Bases:
+    """Sums of `a aᵀ` and of `δ δᵀ`, over the tokens up to the last that is scored from."""
+    g, config = gradient(params, batch)[1], params.config
+    dtype = wide(g.embed.dtype)
+    w, last = weight.astype(dtype), jnp.max(jnp.asarray(batch.at), axis=1)
+    token = jnp.arange(batch.tokens.shape[1], dtype=last.dtype)[None] <= last[:, None]
+    scored = jnp.asarray(batch.weight).sum(axis=1) > 0
+
+    def moment(x: Array, real: Array) -> Array:
+        kept = real.reshape(*[1] * (x.ndim - 3), batch.pairs, -1, 1)
+        x = jnp.where(kept, x.astype(dtype), jnp.zeros(x.shape, dtype))
+        return jnp.einsum("...pti,...ptj,p->...ij", x, x, w)
+
+    linears = config.table.linears
+    inputs = {op.name: moment(g.inputs[op.reads], token) for op in linears}
+    outputs = {op.name: moment(g.deltas[op.name], token) for op in linears}
+    embed, unembed = moment(g.embed, token), moment(g.head_in, scored)
+    if config.tied:  # both parts weigh the same, whatever their units
+        both = embed / jnp.maximum(jnp.trace(embed), 1e-30)
+        both = both + unembed / jnp.maximum(jnp.trace(unembed), 1e-30)
+        embed = unembed = both
+    return Bases(inputs, outputs, embed, unembed)
+
+
+@jit
+def _bases_of(factors: Bases) -> Bases:
+    """Eigenvectors of the factors."""
+    return jax.tree.map(lambda moment: jnp.linalg.eigh(moment)[1], factors)
+
+
+@program(Replicated(), Rows(), Rows(), Replicated(), result=Summed())
+def _eigenvalues(
+    params: Params, batch: PairBatch, weight: Float[Array, " pair"], bases: Bases
+) -> Params:
+    """Second moments of the pairs' gradients in the bases."""
+    g = rotated(gradient(params, batch)[1], bases, params)
+    return squares(g, weight, params, lambda op: op.name if isinstance(op, Linear) else op.reads)
+
+
+def rotated(g: Gradient, bases: Bases, like: Params) -> Gradient:
+    """Gradients whose factors are written in the bases; every linear operation has an input of its
+    own then, under its name."""
+    config = like.config
+
+    def turn(x: Array, basis: Array) -> Array:
+        return jnp.einsum("lpti,lij->lptj", x, basis.astype(x.dtype))
+
+    inputs, deltas = dict(g.inputs), dict(g.deltas)
+    for op in config.table.linears:
+        inputs[op.name] = turn(g.inputs[op.reads], bases.inputs[op.name])
+        deltas[op.name] = turn(g.deltas[op.name], bases.outputs[op.name])
+    return g.replace(  # type: ignore[attr-defined]
+        inputs=inputs,
+        deltas=deltas,
+        embed=g.embed @ bases.embed.astype(g.embed.dtype),
+        head_in=g.head_in @ bases.unembed.astype(g.head_in.dtype),
+    )
+
+
+@program(static=("damping",))
+def _inverse(values: Params, damping: float) -> tuple[Params, Array]:
+    """`1 / (F + damping · mean F)` of every block, and whether one of them is singular.
+
+    A block without any curvature in the data, such as an adapter where its layer has none, does
+    not move.
+    """
+    singular = []
+
+    def one(f: Array, layers: bool) -> Array:
+        axes = tuple(range(int(layers), f.ndim))
+        mean = jnp.mean(f, axis=axes, keepdims=True)
+        singular.append(jnp.any((f <= 0) & (mean > 0)))
+        damped = f + damping * mean
+        return jnp.where(damped > 0, 1 / jnp.where(damped > 0, damped, jnp.ones_like(damped)), 0.0)
+
+    done = values.map_parts(lambda f: one(f, False), lambda f: one(f, True))
+    return done, jnp.any(jnp.stack(singular))
