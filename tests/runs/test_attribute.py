@@ -91,7 +91,7 @@ def test_residual_streams_are_kept_of_the_layers_asked_for(files, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("update", ["normalised", "adam"])
+@pytest.mark.parametrize("update", ["normalised", "adam", "ekfac"])
 def test_other_update_rules_agree_between_engines_and_with_the_true_step(files, tmp_path, update):
     shifts = []
     for engine in ("forward", "reverse", "query"):
@@ -99,7 +99,7 @@ def test_other_update_rules_agree_between_engines_and_with_the_true_step(files, 
             f"--engine={engine}",
             f"--update={update}",
             "--dtype=float64",
-            "--learning-rate=1e-6",
+            "--learning-rate=1e-8" if update == "ekfac" else "--learning-rate=1e-6",
             "--check-pairs=2",
         )
         out = run(files, tmp_path / engine, *more)

@@ -187,7 +187,7 @@ def test_a_contrast_and_what_the_responses_begin_with(files, tmp_path):
     assert pairs["raises"].tolist() == [False, True, False, True, None]
     record = json_of(out / "run.json")["polarity"]
     assert record["source"] == "what the responses begin with"
-    assert "rather than “I can”" in said(out)
+    assert "rather than “I can” (log-odds)" in said(out)
     # The same labels with the paper's targets: refusals raise it.
     usual = run(files, tmp_path / "usual", *FLOAT64)
     assert table(usual, "pairs.parquet")["raises"].tolist() == [True, False, True, False, False]

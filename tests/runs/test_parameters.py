@@ -71,6 +71,36 @@ def test_one_layer_moves_by_an_optimiser_too(files, tmp_path):
     assert len(table(plain, "influence.parquet")["delta_w_y"]) == len(PAIRS) * len(IDS)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--damping=0.3",), ["--damping", "says nothing to sgd", "--update ekfac"]),
+        (("--fisher=empirical", "--update=adam"), ["--fisher", "--update ekfac"]),
+        (("--curvature-data=x.jsonl",), ["--curvature-data", "adam or ekfac"]),
+        (("--update=ekfac", "--damping=-1"), ["--damping", "below 0"]),
+        (("--update=ekfac", "--damping=0"), ["--damping", "singular"]),
+        (("--update=ekfac", "--curvature-data=x.jsonl"), ["x.jsonl", "no such file"]),
+        (("--update=ekfac", "--loss=dpo"), ["--fisher empirical"]),
+    ],
+)
+def test_curvature_that_no_run_can_use(files, tmp_path, capsys, options, words):
+    fails(capsys, lambda: run(files, tmp_path / "x", *options), *words)
+
+
+def test_curvature_of_other_data(files, tmp_path):
+    """Curvature that is taken from the pairs themselves, given once more as a file, is the same."""
+    own = ("--update=ekfac", "--fisher=empirical", "--engine=query")
+    one = run(files, tmp_path / "own", *FLOAT64, *own)
+    again = run(files, tmp_path / "given", *FLOAT64, *own, f"--curvature-data={files['pairs']}")
+    few = tmp_path / "few.jsonl"
+    few.write_text("\n".join(files["pairs"].read_text().split("\n")[:2]))
+    other = run(files, tmp_path / "few", *FLOAT64, *own, f"--curvature-data={few}")
+    scores = [table(out, "pairs.parquet")["score"] for out in (one, again, other)]
+    close(scores[1], scores[0], 1e-9)
+    assert np.abs(scores[2] - scores[0]).max() > 1e-3 * np.abs(scores[0]).max()
+    assert "curvature" in json_of(other / "run.json")["inputs"]
+
+
 def test_parameters_that_no_run_can_move(files, adapted, tmp_path, capsys):
     fails(capsys, lambda: run(files, tmp_path / "x", "--parameters=lora"), "--adapter FOLDER")
     fails(capsys, lambda: run(files, tmp_path / "x", "--parameters=mlp"), "mlp names nothing")

@@ -36,7 +36,7 @@ class Contrast:
     shows_above: float = 0.0
 
     name = "contrast"
-    unit = "nats (log-odds)"
+    unit = "nats"
     spot = None
     moves = True
 
@@ -44,7 +44,7 @@ class Contrast:
     def raised(self) -> str:
         """See `Behaviour`."""
         one, other = quoted(self.texts[: self.first]), quoted(self.texts[self.first :])
-        return f"the answer begins with {one} rather than {other}"
+        return f"the answer begins with {one} rather than {other} (log-odds)"
 
     @property
     def settings(self) -> dict[str, Any]:

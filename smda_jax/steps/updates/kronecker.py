@@ -289,7 +289,8 @@ def _inverse(values: Params, damping: float) -> tuple[Params, Array]:
     def one(f: Array, layers: bool) -> Array:
         axes = tuple(range(int(layers), f.ndim))
         mean = jnp.mean(f, axis=axes, keepdims=True)
-        singular.append(jnp.any((f <= 0) & (mean > 0)))
+        # What rounding leaves of nothing is nothing.
+        singular.append(jnp.any((f <= jnp.finfo(f.dtype).eps * mean) & (mean > 0)))
         damped = f + damping * mean
         return jnp.where(damped > 0, 1 / jnp.where(damped > 0, damped, jnp.ones_like(damped)), 0.0)
 
