@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from smda_jax.data.chat import PairTokens, PromptTokens
+from smda_jax.data.chat import Asked, PairTokens, PromptTokens
 from smda_jax.data.targets import Targets
 from smda_jax.model.config import ModelConfig
 from smda_jax.model.families import read_config_of
@@ -105,7 +105,8 @@ def draw_tokens(
     def text(n: int) -> list[int]:
         return r.integers(0, vocab, n).tolist()
 
-    drawn, (asked,) = [], behaviour_in(vocab).ask(None, [""])  # type: ignore[arg-type]
+    drawn, targets = [], behaviour_in(vocab).targets
+    asked = Asked(targets.rows, targets.positions)
     for n in r.integers(15, 61, prompts):
         body = header + text(int(n))
         drawn.append(PromptTokens(body + text(4), len(body) - 1, asked))

@@ -27,7 +27,7 @@ FLOORS = [
     ["errors"],
 ]
 # The same inside `runs`.
-RUNS = [["sweep"], ["attribution"], ["inputs"], ["folder"], ["config"]]
+RUNS = [["sweep"], ["attribution"], ["inputs"], ["folder"], ["config"], ["checks", "command"]]
 # A search does not follow the link by which the kernels are a room of the package too.
 SOURCES = sorted(
     path.relative_to(root)

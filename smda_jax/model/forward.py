@@ -19,9 +19,9 @@ from jaxtyping import Array, Float, Int
 from smda_jax.kernels.packing import Packing
 from smda_jax.model.attention import Heads, Past, mix
 from smda_jax.model.config import ModelConfig
+from smda_jax.model.norms import along_rows, normalise
 from smda_jax.model.operations import Linear, Scale
 from smda_jax.model.params import Layer, Params, Weights
-from smda_jax.runtime.precision import wide
 
 # Streams that an SAE or a behaviour may read. `*_out` is what is added to the residual stream,
 # `*_module` what the sub-layer gives before a norm after it and the residual factor.
@@ -111,38 +111,6 @@ def head_zeros(config: ModelConfig, *lead: int, dtype: Any) -> dict[str, Array]:
     """Zero taps for final norm and unembedding."""
     widths = {"final_norm": config.hidden, "unembed": config.vocab}
     return {name: jnp.zeros((*lead, width), dtype) for name, width in widths.items()}
-
-
-def along_rows(vector: Float[Array, " out"], x: Float[Array, "... out"]) -> Array:
-    """A vector with as many axes as x, to be added to or multiplied with its rows."""
-    return jnp.expand_dims(vector, range(x.ndim - 1))
-
-
-def tile_scale(op: Scale, w: Float[Array, "... width"]) -> Float[Array, "... copies_width"]:
-    """A scale as it lies along the operation's input: once for each head it acts on."""
-    return w if op.copies == 1 else jnp.tile(w, (*[1] * (w.ndim - 1), op.copies))
-
-
-def fold_scale(op: Scale, x: Float[Array, "... copies_width"]) -> Float[Array, "... width"]:
-    """The transpose of `tile_scale`: what lies along the input, summed over the heads."""
-    if op.copies == 1:
-        return x
-    return x.reshape(*x.shape[:-1], op.copies, op.width).sum(axis=-2)
-
-
-def normalise(
-    config: ModelConfig, op: Scale, w: Float[Array, " width"], x: Float[Array, "... copies_width"]
-) -> tuple[Float[Array, "... copies_width"], Float[Array, "... copies_width"]]:
-    """RMS norm in at least float32 → (what the scale reads, what it gives)."""
-    x_wide = x.astype(wide(x.dtype))
-    split = x_wide.reshape(*x.shape[:-1], op.copies, op.width) if op.copies > 1 else x_wide
-    mean = jnp.mean(split**2, axis=-1, keepdims=True)
-    unit_wide = (split * jax.lax.rsqrt(mean + config.norm_eps)).reshape(x.shape)
-    unit = unit_wide.astype(x.dtype)
-    if op.wide:
-        factor = along_rows(tile_scale(op, op.offset + w.astype(wide(w.dtype))), x)
-        return unit, (unit_wide * factor).astype(x.dtype)
-    return unit, unit * along_rows(tile_scale(op, w + op.offset if op.offset else w), x)
 
 
 def block(

@@ -5,36 +5,16 @@ Imports nothing heavy, so that `--help` answers at once.
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from smda_jax.engines.offers import OFFERS, Keep, keep_for
+from smda_jax.engines.offers import Keep, keep_for
 from smda_jax.errors import InputError
 from smda_jax.model.operations import ADAPTER, ALL
-from smda_jax.reading import behaviours
 from smda_jax.reading.behaviours import Options
-from smda_jax.steps.updates import UPDATES, offer
-
-
-class Command:
-    """What all commands have in common: what the command line checks is checked from Python too."""
-
-    def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            if isinstance(value, str) and Path in (hint, *get_args(hint)):
-                object.__setattr__(self, name, Path(value))
-
-    def check(self) -> None:
-        """Raises InputError for a choice that there is not, or one text where several are meant."""
-        for name, hint in get_type_hints(type(self)).items():
-            value, flag = getattr(self, name), f"--{name.replace('_', '-')}"
-            if get_origin(hint) is Literal and value not in get_args(hint):
-                known = ", ".join(map(str, get_args(hint)))
-                raise InputError(flag, f"{value!r} is not known", f"one of {known}")
-            if get_origin(hint) is tuple and isinstance(value, str):
-                raise InputError(flag, f"{value!r} is one text", f"a tuple: ({value!r},)")
+from smda_jax.runs.checks import check_attribute
+from smda_jax.runs.command import Command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,78 +175,7 @@ class Attribute(Command):
         """Raises InputError for values that no run could use (not at construction, where the parser
         would reword it)."""
         super().check()
-        at_least = {
-            "alpha": 0,
-            "learning_rate": 0,
-            "beta": 0,
-            "damping": 0,
-            "max_length": 2,
-            "pair_block": 0,
-            "prompt_block": 0,
-            "shard_params": 1,
-            "check_pairs": 0,
-            "alpha_folds": 0,
-            "bootstrap": 0,
-        }
-        for name, low in at_least.items():
-            if not getattr(self, name) >= low:
-                raise InputError(
-                    f"--{name.replace('_', '-')}", f"{getattr(self, name)} is below {low}"
-                )
-        if not self.learning_rate:
-            raise InputError(
-                "--learning-rate", "0 is no step", "what does not change shifts nothing"
-            )
-        if self.loss == "dpo" and not self.beta:
-            raise InputError("--beta", "0 is no step", "e.g. 0.1")
-        if self.alpha_folds == 1:
-            raise InputError(
-                "--alpha-folds", "one fold leaves nothing to fit on", "0, or at least 2"
-            )
-        behaviours.check(self.behaviour, self.behaviour_options())
-        asked, kind = OFFERS.get(self.engine), offer(self.update)
-        true_step = asked is not None and not asked.first_order
-        said = {"curvature_data": "tokens", "damping": "damping", "fisher": "fisher"}
-        for name, field in said.items():
-            if getattr(self, name) != getattr(Attribute, name) and field not in kind.takes:
-                who = " or ".join(k for k, one in UPDATES.items() if field in one.takes)
-                flag = f"--{name.replace('_', '-')}"
-                raise InputError(flag, f"says nothing to {self.update}", f"--update {who}")
-        if self.update == "ekfac" and self.fisher == "true" and self.loss == "dpo":
-            what = "of a preference no answers can be drawn from the model"
-            raise InputError("--fisher", what, "--fisher empirical")
-        gate_open, keep = self.gate == "off", self.kept()
-        if gate_open and (true_step or self.check_pairs):
-            raise InputError(
-                "--gate",
-                "off is a first-order notion: no true step leaves every gate open",
-                "use --gate on",
-            )
-        if true_step and self.check_pairs:
-            what = f"compares first order with the true step, which engine {self.engine} is"
-            raise InputError("--check-pairs", what, "leave it out")
-        if not kind.first_order and not true_step:
-            what = f"{self.update} need not be linear in the gradient"
-            raise InputError("--update", what, "add --engine finite")
-        if self.layers and not keep.residual:
-            raise InputError(
-                "--layers", "says whose residual streams are kept", "add --keep residual"
-            )
-        if asked is not None and keep.name not in asked.gives:
-            what = f"{self.keep} is not what engine {self.engine} gives"
-            raise InputError("--keep", what, "leave --engine out")
-        if gate_open and keep.with_open_gate:
-            raise InputError(
-                "--keep",
-                "active leaves out what an open gate lets through",
-                "--keep features, or --gate on",
-            )
-        if not 0 <= self.test_fraction < 1:
-            raise InputError(
-                "--test-fraction",
-                f"{self.test_fraction} is not a share",
-                "0 (inclusive) to 1 (exclusive)",
-            )
+        check_attribute(self)
 
     def moving(self) -> tuple[str, ...]:
         """What --parameters says, once its default is resolved."""

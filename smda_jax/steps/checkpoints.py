@@ -9,7 +9,8 @@ from jaxtyping import Array, Float, Int
 
 from smda_jax.data.batch.batches import PairBatch
 from smda_jax.model.config import ModelConfig
-from smda_jax.model.forward import RESIDUAL, BlockTaps, TapSource, block, block_zeros, tile_scale
+from smda_jax.model.forward import RESIDUAL, BlockTaps, TapSource, block, block_zeros
+from smda_jax.model.norms import tile_scale
 from smda_jax.model.operations import Linear
 from smda_jax.model.params import Layer, Params
 from smda_jax.pytree import pytree

@@ -10,8 +10,9 @@ from jaxtyping import Array, Float, Int
 
 from smda_jax.data.batch.batches import PairBatch
 from smda_jax.model.config import ModelConfig
-from smda_jax.model.forward import OUTPUT, RESIDUAL, TapSource, block_zeros, fold_scale, head_zeros
+from smda_jax.model.forward import OUTPUT, RESIDUAL, TapSource, block_zeros, head_zeros
 from smda_jax.model.moved import Moved, everything
+from smda_jax.model.norms import fold_scale
 from smda_jax.model.operations import Linear, Operation, Scale
 from smda_jax.model.params import Params, Weights
 from smda_jax.pytree import pytree

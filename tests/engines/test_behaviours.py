@@ -104,7 +104,7 @@ def make(name: str, hidden: int) -> tuple[Behaviour, list[Asked], Truth]:
         own = Probe(tuple(d.tolist()), 0.5, spot, "d.npy")
         return own, [Asked()] * 3, lambda m, n, ids, turn: stream(m, ids, spot, turn) @ vector + 0.5
     if name == "column":
-        asked = [Asked(given={"y": np.float64(y)}) for y in GIVEN]  # type: ignore[dict-item]
+        asked = [Asked(given={"y": np.array([y])}) for y in GIVEN]
         nothing: Truth = lambda m, n, ids, turn: 0 * stream(m, ids, early, turn).sum() + GIVEN[n]  # noqa: E731
         return Column("y", 0.0), asked, nothing
     if name == "function":

@@ -52,7 +52,8 @@ class Column:
         Raises:
             InputError: a prompt has no number there.
         """
-        return [Asked(given={"y": np.float64(y)}) for y in prompts.numbers_of(self.column)]  # type: ignore[dict-item]
+        values = np.array(prompts.numbers_of(self.column))[:, None]
+        return [Asked(given={"y": value}) for value in values]
 
     def leaning(self, answer: Sequence[int]) -> float:
         """See `Behaviour`."""
@@ -60,7 +61,7 @@ class Column:
 
     def value(self, seen: Seen) -> Float[Array, " prompt"]:
         """See `Behaviour`."""
-        return seen.given["y"].astype(seen.h.dtype)
+        return seen.given["y"][:, 0].astype(seen.h.dtype)
 
 
 def make(asking: Asking) -> Column:
