@@ -1,18 +1,15 @@
 """What options of a run cannot be used together. Imports nothing heavy."""
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from smda_jax.engines.offers import OFFERS
 from smda_jax.errors import InputError
 from smda_jax.reading import behaviours
 from smda_jax.steps.updates import UPDATES, offer
 
-if TYPE_CHECKING:
-    from smda_jax.runs.config import Attribute
 
-
-def check_attribute(c: "Attribute") -> None:
-    """Raises InputError for values that no run could use."""
+def check_attribute(c: Any) -> None:
+    """Raises InputError for values of `runs.config.Attribute` that no run could use."""
     at_least = {
         "alpha": 0,
         "learning_rate": 0,

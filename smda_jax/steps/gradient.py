@@ -104,7 +104,8 @@ def _of_pairs(g: Gradient, pairs: int) -> Gradient:
     blocks = {
         name: jax.tree.map(inside, getattr(g, name)) for name in ("inputs", "deltas", "output")
     }
-    return jax.tree.map(outside, g.replace(**dict.fromkeys(blocks))).replace(**blocks)  # type: ignore
+    rest: Any = g.replace(**dict.fromkeys(blocks))  # type: ignore[attr-defined]
+    return jax.tree.map(outside, rest).replace(**blocks)
 
 
 def scale_gradient(

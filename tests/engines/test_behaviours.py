@@ -105,7 +105,10 @@ def make(name: str, hidden: int) -> tuple[Behaviour, list[Asked], Truth]:
         return own, [Asked()] * 3, lambda m, n, ids, turn: stream(m, ids, spot, turn) @ vector + 0.5
     if name == "column":
         asked = [Asked(given={"y": np.array([y])}) for y in GIVEN]
-        nothing: Truth = lambda m, n, ids, turn: 0 * stream(m, ids, early, turn).sum() + GIVEN[n]  # noqa: E731
+
+        def nothing(m: Any, n: int, ids: list[int], turn: int) -> torch.Tensor:
+            return 0 * stream(m, ids, early, turn).sum() + GIVEN[n]
+
         return Column("y", 0.0), asked, nothing
     if name == "function":
 
