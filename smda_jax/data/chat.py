@@ -212,7 +212,7 @@ class Chat:
         Answers in `history` are trained on too, each with its weight.
 
         Raises:
-            InputError: no token that is trained on is left, or the template renders a turn
+            InputError: no token of the response is left, or the template renders a turn
                 differently once others follow.
         """
         messages = [*history, Message("user", prompt), Message("assistant", response)]
@@ -238,13 +238,11 @@ class Chat:
             for start, stop, weight in turns
             if start < max_length and weight
         ]
-        if not kept:
+        if turns[-1][0] >= max_length:  # the response is what the pair is about
             what = (
-                f"prompt alone has {turns[0][0]} tokens, so max_length {max_length} leaves none of "
-                "the response"
+                f"prompt alone has {turns[-1][0]} tokens, so max_length {max_length} leaves none "
+                "of the response"
             )
-            if max_length >= end:
-                what = "no turn has a weight above 0"
             raise InputError(where, what, "raise --max-length or drop the pair")
         return RowTokens(whole[:end][:max_length], tuple(kept), end)
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from smda_jax.data.losses import LossName
-from smda_jax.data.tables import need, texts_of
+from smda_jax.data.tables import texts_of
 from smda_jax.errors import InputError
 
 ROLES = ("system", "user", "assistant")
@@ -52,6 +52,9 @@ def read_pairs_of(table: pa.Table, name: str, loss: LossName) -> list[Example]:
     if "response" not in columns and {"chosen", "rejected"} <= set(columns):
         what = "has no column 'response', but chosen and rejected"
         raise InputError(name, what, "--loss dpo, or rename chosen to response")
+    if "response" not in columns:
+        what = f"has no column 'response'; its columns are {', '.join(columns[:8])}"
+        raise InputError(name, what, "pairs have prompt and response, or messages")
     prompts, responses = texts_of(table, "prompt", name), texts_of(table, "response", name)
     return [Example(*both) for both in zip(prompts, responses, strict=True)]
 
@@ -104,7 +107,9 @@ def _example(turns: tuple[Message, ...], where: str) -> Example:
 def _preferences(table: pa.Table, name: str) -> list[Example]:
     """`chosen` and `rejected`: texts after `prompt`, or conversations with or without it."""
     for column in ("chosen", "rejected"):
-        need(table, column, name)
+        if column not in table.column_names:
+            what = f"has no column {column!r}, which --loss dpo needs"
+            raise InputError(name, what, "prompt, chosen and rejected, or two conversations")
     chosen, rejected = table["chosen"].to_pylist(), table["rejected"].to_pylist()
     if not chosen:
         raise InputError(name, "has no rows")

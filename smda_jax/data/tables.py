@@ -61,7 +61,7 @@ def read_table(source: str | Path) -> tuple[pa.Table, str]:
                 strings_can_be_null=True, quoted_strings_can_be_null=False, null_values=[""]
             )
             return pacsv.read_csv(path, parse_options=options, convert_options=convert), path.name
-        return pa.Table.from_pylist(_json_rows(path)), path.name
+        return _table_of(_json_rows(path), path), path.name
     except InputError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -69,6 +69,18 @@ def read_table(source: str | Path) -> tuple[pa.Table, str]:
         raise InputError(
             path, f"cannot be read as {path.suffix[1:]}: {first}", "is the file complete?"
         ) from error
+
+
+def _table_of(rows: list[dict[str, Any]], path: Path) -> pa.Table:
+    """Raises InputError for a column of several kinds of values."""
+    arrays = {}
+    for name in rows[0] if rows else ():
+        try:
+            arrays[name] = pa.array([row[name] for row in rows])
+        except pa.ArrowException as error:
+            what = f"column {name!r} holds values of several kinds: {error}"
+            raise InputError(path, what, "one kind in every row, or null") from error
+    return pa.table(arrays)
 
 
 def _json_rows(path: Path) -> list[dict[str, Any]]:

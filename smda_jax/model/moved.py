@@ -58,6 +58,27 @@ class Moved:
         """In which share of the layers an operation moves."""
         return float(self.masks[op.name].any(axis=1).mean()) if op.name in self.masks else 0.0
 
+    def pick(self, tree: Params) -> Params:
+        """The leaves of a tree like the parameters that move in some layer; None for the others."""
+        blocks = {name: own for name, own in tree.blocks.items() if name in self.masks}
+        return tree.replace(  # type: ignore[attr-defined]
+            embed=tree.embed if self.embed else None,
+            blocks=blocks,
+            final_norm=tree.final_norm if self.final_norm else None,
+            unembed=tree.unembed if self.unembed else None,
+        )
+
+    @staticmethod
+    def merge(tree: Params, picked: Params) -> Params:
+        """`tree` with the leaves that were picked."""
+
+        def own(name: str) -> Array | None:
+            found = getattr(picked, name)
+            return getattr(tree, name) if found is None else found
+
+        outside = {name: own(name) for name in ("embed", "final_norm", "unembed")}
+        return tree.replace(blocks=tree.blocks | picked.blocks, **outside)  # type: ignore
+
     def masked(self, tree: Params) -> Params:
         """A tree like the parameters, zero where they stay; the layer axis of blocks is first."""
 

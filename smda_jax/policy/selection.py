@@ -121,7 +121,7 @@ def subsets(
             raise InputError(
                 "subset",
                 f"{name} is empty for these prompts",
-                "it needs a column prompt_label that holds these labels",
+                f"labels of the prompts: {', '.join(sorted(set(labels) - {''})) or 'none'}",
             )
     return out
 

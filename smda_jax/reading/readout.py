@@ -8,6 +8,7 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from smda_jax.data.batch.batches import PromptBatch
+from smda_jax.errors import InputError
 from smda_jax.model.forward import (
     NO_TAPS,
     Context,
@@ -64,7 +65,11 @@ def read(
     h, *at_spot = map(of_prompts, hidden.reads)
     logits = answers_of(params, hidden.x, batch, taps)
     seen = at_spot[0][0] if at_spot else jnp.zeros_like(h[0])
-    return Reading(h[0], behaviour.value(Seen(logits, seen, given_of(batch))), h[1:])
+    y = behaviour.value(Seen(logits, seen, given_of(batch)))
+    if y.shape != h.shape[1:2]:
+        what = f"gives shape {list(y.shape)} for {h.shape[1]} prompts"
+        raise InputError(f"behaviour {behaviour.name}", what, "one number of each prompt")
+    return Reading(h[0], y, h[1:])
 
 
 def spot_read(behaviour: Behaviour, batch: PromptBatch, shared: int) -> tuple[Read, ...]:

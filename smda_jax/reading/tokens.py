@@ -66,5 +66,8 @@ def tokenise_pairs(
             model.refuse_unknown_tokens(own.ids, where)
             # Pairs may be many: lists would take ten times the memory.
             rows.append(own._replace(ids=array("i", own.ids)))
+        if loss.rows > 1 and list(rows[0].ids) == list(rows[1].ids):
+            what = f"chosen and rejected are the same within {max_length} tokens"
+            raise InputError(where, what, "raise --max-length or drop the pair")
         tokens.append(PairTokens(tuple(rows), loss))
     return tokens

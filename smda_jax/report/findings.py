@@ -76,7 +76,9 @@ def _behaviour(run: Run) -> list[str]:
             f"Y is {run.unit.removeprefix('of ')}, as the data give it: a step does not move it, "
             "and every shift goes through feature activations alone."
         ]
-    if run.record["behaviour"]["name"] == "begins":
+    said = run.record["config"]
+    own = said.get("targets") or said.get("target_ids")
+    if run.record["behaviour"]["name"] == "begins" and not own:
         return []
     return [f"Higher Y ({run.unit}): {run.record['behaviour']['raised']}."]
 
@@ -151,8 +153,9 @@ def _gap(run: Run) -> list[str]:
     carried = " and ".join(f"{names(r['feature_id'])} ({signed(r['carried'])})" for r in carry)
     interval = f"{number(gap['gap_low'])} … {number(gap['gap_high'])}"
     return [
-        f"The strongest gap is {gap['category']}: mean Y {number(gap['y'])} {run.unit}, "
-        f"{number(gap['gap'])} from the other {gap['label'] or ''} prompts (95 %: {interval}); "
+        f"The strongest gap below the others of a label is {gap['category']}: mean Y "
+        f"{number(gap['y'])} {run.unit}, {number(gap['gap'])} from the other {gap['label'] or ''} "
+        f"prompts (95 %: {interval}); "
         f"{percent(gap['shows'])} show the behaviour. The policy predicts "
         f"{number(gap['prediction'])} there; {carried} carry most of its part of the gap."
         + (" The interval includes zero." if gap["gap_high"] >= 0 else ""),
@@ -172,7 +175,10 @@ def _most(run: Run) -> list[str]:
     if not any(g["label"] == leading for g in sure):
         return []
     said = []
-    for label in dict.fromkeys(g["label"] for g in sure if g["label"] != leading):
+    refusing = run.record["behaviour"]["name"] == "begins"  # whose gaps below are what is asked
+    for label in dict.fromkeys(g["label"] for g in sure):
+        if refusing and label == leading:
+            continue
         most = max((g for g in sure if g["label"] == label), key=lambda g: g["gap"])
         if most["shows"] > 0:
             said.append(
@@ -208,10 +214,21 @@ def _holds(run: Run, count: int) -> str:
     return steady if totals(run)["sure"] else ""
 
 
-NOT_SAID = (
-    "No pair is flagged, since it is not said which are expected to raise the behaviour: --raises "
-    "LABEL, or a column raises."
-)
+def _not_said(run: Run) -> str:
+    """Why no pair is flagged, where none can be."""
+    expected = {x for x in run.tables["pairs.parquet"].get("raises", []) if x is not None}
+    if expected:
+        what = "raise" if expected == {True} else "lower"
+        return f"No pair is flagged: all are expected to {what} Y, and none are left beside them."
+    return (
+        "No pair is flagged, since it is not said which are expected to raise Y: --raises LABEL, "
+        "or a column raises."
+    )
+
+
+def _one_sided(run: Run) -> bool:
+    raises = run.tables["pairs.parquet"].get("raises")
+    return raises is not None and not {True, False} <= set(raises)
 
 
 def _expected(run: Run) -> str:
@@ -227,25 +244,25 @@ def _flags(run: Run) -> list[str]:
         if not run.moves:
             return []
         known = "is not known: the run kept scores only."
-        return [f"Which pairs move the behaviour against what is expected of them {known}"]
+        return [f"Which pairs lie on the far side of what is expected of them {known}"]
     if not t["delta_y"]:
-        return [NOT_SAID]
+        return [_not_said(run)]
     few = any(len(scores) < FEW_PAIRS for scores in t["scores"].values())
     little = "A class has fewer than five pairs: flags against its median say little."
     planted = ""
     if t["planted"]:
         planted = f"; {t['planted_flagged']} of the {t['planted']} planted pairs are among them"
     return [
-        f"{several(t['flagged_delta_y'], 'pair')} move the behaviour against what is expected "
-        f"({_expected(run)}; mean ΔY on the far side of the others' median)"
+        f"{several(t['flagged_delta_y'], 'pair')} lie on the far side of what is expected of "
+        f"them ({_expected(run)}): mean ΔY beyond the median of the others"
         f"{_holds(run, t['stable_flagged_delta_y'])}{planted}.{' ' + little if few else ''}"
     ]
 
 
 def _score_flags(run: Run) -> list[str]:
     t = totals(run)
-    if not any(x is not None for x in run.tables["pairs.parquet"].get("raises", [False])):
-        return [] if t["mean_delta_y"] else [NOT_SAID]
+    if _one_sided(run):
+        return [] if t["mean_delta_y"] else [_not_said(run)]
     against = next(
         (
             row["spearman"]
@@ -260,14 +277,14 @@ def _score_flags(run: Run) -> list[str]:
         return [
             "The paper's flags, by score, cannot be read as misaligned here: the score runs "
             f"against mean ΔY (ρ {number(against, 2)}){since}, so that steps which "
-            " make the behaviour likelier move the policy against itself. By score, "
+            "raise Y move the policy against itself. By score, "
             f"{t['flagged']} would be flagged."
         ]
     known = against is not None
     doubt = (
         " Whether they are misaligned cannot be told here: the score may run against the behaviour"
         f"{since}, and mean ΔY, which would show it, "
-        f"{'was not kept' if run.moves else 'is zero'}."
+        f"{'was not kept' if run.moves else 'there is none'}."
     )
     pairs, holds = several(t["flagged"], "pair"), _holds(run, t["stable_flagged"])
     verb = "is" if t["flagged"] == 1 else "are"

@@ -76,7 +76,7 @@ def _fits(s: Summary) -> Table:
 
 def _coefficients(s: Summary) -> Table:
     sure = None if s.confidence is None else s.confidence.coefficients
-    title = "Strongest coefficients (positive: the behaviour is likelier)"
+    title = "Strongest coefficients (positive: Y is higher)"
     table = _table(title, "feature", "W", *["95 %", "sign"] * bool(sure), "label")
     for k in np.argsort(-np.abs(s.weights))[: 2 * TOP]:
         row = [str(s.feature_ids[k]), f"{s.weights[k]:+.3f}"]

@@ -282,7 +282,7 @@ class Sweep(Command):
     from the run: alpha, intercept, scaling (none, std), features (all, ids, contrast:T, without:ID,
     leave-one-out, random:K[:SEED]), gate, threshold, subset, pairs (all or a label), learning_rate,
     bootstrap (how many resamples). Axes that run it again: model, sae, layer, encoder, targets,
-    target_ids, loss_scope, max_length, update, dtype."""
+    target_ids, loss, beta, loss_scope, max_length, parameters, update, damping, fisher, dtype."""
     out: Path | None = None
     """Folder to write, or to continue."""
     tables: tuple[Literal["pairs", "coefficients"], ...] = ()

@@ -170,7 +170,8 @@ def form_steps(
 ) -> tuple[StepCheckpoints, PairStatistics]:
     """The step of each pair of a batch, from one backward pass, without forming a gradient."""
     losses, g = gradient(params, batch)
-    norm = jnp.sqrt(squared_norm(g, params.config, update.moved))
+    # What cancels in a sum of squares may round to less than nothing.
+    norm = jnp.sqrt(jnp.maximum(squared_norm(g, params.config, update.moved), 0))
     dtype = params.embed.dtype
     # In bfloat16 the rate itself would round, the same way for every pair: scale in float32, then
     # round what is scaled.

@@ -177,10 +177,12 @@ def pair_steps(
         InputError: a pair of which nothing of the response is left, or an unknown update.
     """
     tokens = tokenise_pairs(model, pairs, max_length, make_loss(loss, loss_scope, beta))
+    moved = moved_by(model.config, parameters) if parameters else None
     if isinstance(update, str):
         kind: Offer = offer(update)
-        update = kind.prepare(Preparation(model, tokens, learning_rate, curvature))
-    if parameters:
-        update = update.replace(moved=moved_by(model.config, parameters))  # type: ignore
+        on = Preparation(model, tokens, learning_rate, curvature, moved)
+        update = kind.prepare(on)
+    if moved is not None:
+        update = update.replace(moved=moved)  # type: ignore[union-attr]
     assert isinstance(update, Update)
     return steps_of(Stepping(model, update), tokens)[0]

@@ -49,12 +49,12 @@ def test_every_answer_of_a_conversation_is_trained_on_with_its_weight(tmp_path):
     row = chat.pair(pairs.prompt[0], pairs.response[0], 512, history=pairs.history[0])
     said = [(chat.decode(row.ids[start:stop]), weight) for start, stop, weight in row.turns]
     assert said == [("Warm the oven.<|eot_id|>", 0.5), ("Wait.<|eot_id|>", 1.0)]
-    # Cut behind the first answer, that one is left; cut before it, nothing is.
-    first = row.turns[0]
-    cut = chat.pair(pairs.prompt[0], pairs.response[0], first[1] - 1, history=pairs.history[0])
-    assert cut.turns == ((first[0], first[1] - 1, 0.5),)
+    # The last answer is what the pair is about: something of it has to be left.
+    first, last = row.turns
+    cut = chat.pair(pairs.prompt[0], pairs.response[0], last[0] + 1, history=pairs.history[0])
+    assert cut.turns == (first, (last[0], last[0] + 1, 1.0))
     with pytest.raises(InputError, match="leaves none of the response"):
-        chat.pair(pairs.prompt[0], pairs.response[0], first[0], history=pairs.history[0])
+        chat.pair(pairs.prompt[0], pairs.response[0], last[0], history=pairs.history[0])
     whole = chat.prompt(pairs.prompt[0], 512, history=pairs.history[0])
     assert list(row.ids[: len(whole.ids)]) == whole.ids
 

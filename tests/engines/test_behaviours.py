@@ -129,7 +129,6 @@ def make(name: str, hidden: int) -> tuple[Behaviour, list[Asked], Truth]:
 
 NAMES = [
     "contrast",
-    "completion",
     "completion less",
     "completion per token, less",
     "probe early",

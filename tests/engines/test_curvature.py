@@ -31,6 +31,8 @@ from smda_jax.engines.query.dataset import pull_readouts
 from smda_jax.engines.query.program import Weighting, directional_derivative, inner_products
 from smda_jax.errors import InputError
 from smda_jax.model import checkpoint
+from smda_jax.model.adapters import wear
+from smda_jax.model.moved import moved_by
 from smda_jax.reading.network import Model
 from smda_jax.reading.site import Site
 from smda_jax.runtime.precision import numerics
@@ -213,6 +215,43 @@ def test_the_true_fisher_draws_from_the_model(checkpoints):
     want = 1 / (total + np.mean(total))
     assert np.abs(np.asarray(many.inverse.final_norm) / want - 1).max() < 0.35
     assert np.abs(np.mean(np.asarray(many.inverse.final_norm) / want) - 1) < 0.05
+
+
+def test_what_fills_up_an_adapter_changes_no_curvature(checkpoints, tmp_path):
+    """Rank 2 filled up with zeros to rank 5 in one layer: damping is in units of what is there."""
+    import json
+
+    from safetensors.numpy import load_file, save_file
+
+    base, settings = (
+        checkpoints["llama3_tied_gqa"],
+        {"r": 2, "target_modules": ["q_proj", "down_proj"]},
+    )
+    made = oracle.make_adapter(tmp_path / "made", base, lora_alpha=4, **settings)
+    tensors, filled = load_file(made / "adapter_model.safetensors"), tmp_path / "filled"
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
+    a, b = tensors[name.format("A")], tensors[name.format("B")]
+    tensors[name.format("A")] = np.concatenate([a, np.zeros((3, a.shape[1]), a.dtype)])
+    tensors[name.format("B")] = np.concatenate([b, np.zeros((b.shape[0], 3), b.dtype)], axis=1)
+    raw = json.loads((made / "adapter_config.json").read_text())
+    one = {"layers.0.self_attn.q_proj": 5}, {"layers.0.self_attn.q_proj": 10}
+    filled.mkdir()
+    save_file(tensors, filled / "adapter_model.safetensors")
+    (filled / "adapter_config.json").write_text(
+        json.dumps(raw | {"rank_pattern": one[0], "alpha_pattern": one[1]})
+    )
+    with numerics("float64"):
+        params = checkpoint.load(base, "float64")
+        _, pairs = tokens(params.config.vocab)
+        found = [prepare(wear(params, folder), pairs) for folder in (made, filled)]
+        for op in ("q_proj.lora_a", "q.lora_b", "down_proj.lora_a", "down.lora_b"):
+            plain, more = (np.asarray(u.inverse.blocks[op].w[1]).min() for u in found)
+            assert more == pytest.approx(plain, rel=1e-9)
+        # What stays in place is not asked to have curvature.
+        only = moved_by(params.config, ("norm",))
+        told = Curvature(damping=0.0, fisher="empirical")
+        model = Model(params, Chat(EMBEDDED / "model"))
+        offer("ekfac").prepare(Preparation(model, pairs, ETA, told, only))
 
 
 def test_no_damping_needs_curvature_everywhere(checkpoints):

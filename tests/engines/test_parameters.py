@@ -76,11 +76,9 @@ HEAD = r"lm_head.*|layers\.1\.input_layernorm.*"
 CASES = [
     ("llama3_tied_gqa", ("*.mlp.*",), r".*\.mlp\..*"),
     ("llama3_tied_gqa", ("layers.1-2.self_attn.*", "norm"), r"layers\.[12]\.self_attn\..*|norm.*"),
-    ("llama3_tied_gqa", ("embed_tokens",), r"embed_tokens.*"),
     ("llama_all_biases_linear_rope", ("*.bias", "layers.0.*.o_proj.weight"), BIASES),
     ("llama_untied_mha", ("lm_head", "layers.1.input_layernorm"), HEAD),
-    ("gemma3", ("model.layers.2.*",), r"layers\.2\..*"),
-    ("phi3", ("layers.0-1.*.qkv_proj",), r"layers\.[01]\..*qkv_proj.*"),
+    ("gemma3", ("model.layers.2.*", "embed_tokens"), r"layers\.2\..*|embed_tokens.*"),
 ]
 
 

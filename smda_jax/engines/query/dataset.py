@@ -51,6 +51,7 @@ def pull_readouts(
         progress: told the share of the work just done.
     """
     e, shared = evaluation, evaluation.shared
+    moved = None if update is None else update.moved
     weights = [w for w in weighting if w is not None]
     # A prompt that no readout looks at need not be run.
     looked_at = [np.any(w.reshape(*w.shape[:2], -1), axis=(0, 2)) for w in weights]
@@ -68,7 +69,7 @@ def pull_readouts(
         batch = prompt_batch(own, chunk.layout, shared)
         weighted = Weighted(e.encoder, Weighting(*map(of_batch, weighting)))
         args = (e.params, batch, weighted)
-        found = program.query.run(*args, behaviour=e.behaviour, site=e.site)
+        found = program.query.run(*args, behaviour=e.behaviour, site=e.site, moved=moved)
         total[:] = [program.add(total[0], found) if total else found]
         progress(len(own) / len(chosen))
 

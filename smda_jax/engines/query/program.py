@@ -75,7 +75,7 @@ _OF_PROMPTS = Weighting(Rows(1), Rows(1))  # type: ignore[arg-type]
     Rows(),
     Weighted(Replicated(), _OF_PROMPTS),  # type: ignore[arg-type]
     result=Summed(),
-    static=("behaviour", "site"),
+    static=("behaviour", "site", "moved"),
 )
 def query(
     params: Params,
@@ -83,8 +83,9 @@ def query(
     weighted: Weighted,
     behaviour: Behaviour,
     site: Site,
+    moved: Moved | None = None,
 ) -> Query:
-    """A batch's part of each readout's gradient; parts add up.
+    """A batch's part of each readout's gradient; parts add up. What does not move has none.
 
     The tokens that all prompts share are run once forwards, and once backwards: a sum over prompts
     is what is pulled back.
@@ -93,17 +94,24 @@ def query(
     through_y = weighting.y is not None and behaviour.moves
     needed = params if through_y else params.up_to(site.layer)
 
-    def readouts(params: Params) -> Weighting:
-        reading = read(params, batch, behaviour, site)
+    def pick(params: Params) -> Params:
+        return params if moved is None else moved.pick(params)
+
+    def merge(params: Params, own: Params) -> Params:
+        return own if moved is None else moved.merge(params, own)
+
+    def readouts(own: Params) -> Weighting:
+        reading = read(merge(needed, own), batch, behaviour, site)
         h = jnp.asarray(reading.h).astype(encoder.b.dtype)
         z = None if weighting.z is None else pre_activation(encoder, h)
         return Weighting(z, None if weighting.y is None else jnp.asarray(reading.y))
 
-    values, pull = jax.vjp(readouts, needed)
+    values, pull = jax.vjp(readouts, pick(needed))
+    still = jax.tree.map(jnp.zeros_like, needed)
     cast = jax.tree.map(lambda w, v: jnp.asarray(w).astype(v.dtype), weighting, values)
     # One readout after the other: beside an axis of readouts, weights' gradients are products of
     # transposed copies.
-    g = jax.lax.map(lambda weight: pull(weight)[0], cast)
+    g = jax.lax.map(lambda weight: merge(still, pull(weight)[0]), cast)
     g = g.map_parts(lambda leaf: leaf, lambda leaf: jnp.moveaxis(leaf, 0, 1))
     return Query(jax.tree.map(lambda leaf: leaf.astype(wide(leaf.dtype)), g))
 
@@ -147,7 +155,14 @@ def directional_derivative(
     """
 
     def change(q: Params) -> tuple[Array, Array]:
-        return jax.jvp(lambda params: scored_losses(params, batch)[0], (params,), (q,))
+        only = update.moved
+        if only is None:
+            return jax.jvp(lambda params: scored_losses(params, batch)[0], (params,), (q,))
+        # What stays has no tangent, and costs none.
+        own, along = only.pick(params), only.pick(q)
+        return jax.jvp(
+            lambda own: scored_losses(only.merge(params, own), batch)[0], (own,), (along,)
+        )
 
     g = query.gradient
     missing = params.config.layers - g.depth
@@ -176,7 +191,7 @@ def inner_products(
     """Change of every readout under every pair's step: `-η ⟨∂f/∂θ, ∂L[i]/∂θ⟩` (pair axis last)."""
     losses, g = gradient(params, batch)
     products, squares = _products(g, tuple(q.gradient for q in queries), update.moved)
-    norm = jnp.sqrt(squares)
+    norm = jnp.sqrt(jnp.maximum(squares, 0))
     rate = update.rate(norm)
     return tuple(rate[None] * product for product in products), PairStatistics(losses, norm)
 

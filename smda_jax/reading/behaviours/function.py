@@ -1,5 +1,6 @@
 """A behaviour of one's own: any JAX function of logits and stream."""
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Any
 from jaxtyping import Array, Float
 
 from smda_jax.data.chat import Asked
-from smda_jax.data.records import Prompts
+from smda_jax.data.records import Prompts, digest
 from smda_jax.reading.behaviours.contract import Seen, Spot
 from smda_jax.reading.network import Model
 
@@ -46,7 +47,12 @@ class Function:
     def settings(self) -> dict[str, Any]:
         """See `Behaviour`."""
         spot = None if self.spot is None else self.spot._asdict()
-        return {"appended": list(self.appended), "positions": self.positions, "spot": spot}
+        try:  # another function of the same name is another behaviour
+            source = digest(inspect.getsource(self.function))
+        except (OSError, TypeError):
+            source = None
+        asked = {"appended": list(self.appended), "positions": self.positions, "spot": spot}
+        return asked | {"source_sha256": source}
 
     def ask(self, model: Model, prompts: Prompts) -> Sequence[Asked]:
         """See `Behaviour`."""

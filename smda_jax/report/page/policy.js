@@ -5,7 +5,7 @@ function coefficients() {
     "policy",
     "Policy",
     "Coefficients W of the policy with 95 % intervals over resamples of the prompts; positive: " +
-    "the behaviour is likelier. Click a bar for its feature.",
+    "Y is higher. Click a bar for its feature.",
   );
   const order = FEATURES.map((_, k) => k)
     .sort((a, b) => Math.abs(FEATURES[b].weight) - Math.abs(FEATURES[a].weight))

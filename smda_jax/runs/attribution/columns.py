@@ -2,7 +2,7 @@
 this; nothing repeats it.
 
 Signs: higher Y is more of the behaviour; `delta_*` is the change after one step on the
-pair, so that a positive mean_delta_y says that the step makes the behaviour likelier. `score` is
+pair, so that a positive mean_delta_y says that the step raises Y. `score` is
 positive where the step moves the policy along itself.
 """
 
@@ -27,8 +27,8 @@ COLUMNS: dict[str, dict[str, str]] = {
         "score_low": _INTERVAL,
         "score_high": _INTERVAL,
         "score_sign_stability": _STABILITY,
-        "mean_delta_y": "mean ΔY over the evaluation prompts, in Y's unit; positive: the "
-        "behaviour becomes likelier. Empty where only scores were kept, and where Y is given",
+        "mean_delta_y": "mean ΔY over the evaluation prompts, in Y's unit; positive: Y "
+        "becomes higher. Empty where only scores were kept, and where Y is given",
         "mean_delta_y_low": _INTERVAL,
         "mean_delta_y_high": _INTERVAL,
         "loss": "of sft the mean cross-entropy of the scored tokens, nats per token; of dpo log 2",
@@ -115,7 +115,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "feature_id": "of the SAE",
         "label": "from --feature-labels",
         "link": "the feature's page (--neuronpedia)",
-        "weight": "W[k], Y's unit per unit of activation; positive: the behaviour is likelier",
+        "weight": "W[k], Y's unit per unit of activation; positive: Y is higher",
         "weight_low": _INTERVAL,
         "weight_high": _INTERVAL,
         "sign_stability": _STABILITY,

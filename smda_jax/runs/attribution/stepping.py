@@ -12,6 +12,6 @@ def stepping_of(c: Attribute, inputs: Inputs) -> Stepping:
     """The model and the update of a run, of the parameters that it moves."""
     model: Model = inputs.question.model
     curvature = Curvature(inputs.curvature_tokens, c.damping, c.fisher, c.seed)
-    on = Preparation(model, inputs.pair_tokens, c.learning_rate, curvature)
+    on = Preparation(model, inputs.pair_tokens, c.learning_rate, curvature, inputs.moved)
     update: Update = offer(c.update).prepare(on)
     return Stepping(model, update.replace(moved=inputs.moved))  # type: ignore[attr-defined]

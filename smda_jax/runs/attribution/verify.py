@@ -146,6 +146,8 @@ def verify(command: Verify, console: Console | None = None) -> list[dict[str, An
             _figures(true.delta.x, true.delta.y, true.influence),
         )
         for name in predicted:
+            if name == "delta_y" and not e.behaviour.moves:
+                continue  # there is nothing to hold
             table.append(
                 {
                     "learning_rate": eta,

@@ -131,9 +131,12 @@ def _leaves(config: ModelConfig) -> list[Any]:
 
 def _describe_data(path: str) -> tuple[Any, str]:
     table, _ = read_table(path)
-    if "response" in table.column_names:
-        pairs = load_pairs(path)
-        return pairs, f"{len(pairs)} training pairs: {_counts(pairs.label)}"
+    columns = set(table.column_names)
+    preferences = {"chosen", "rejected"} <= columns and "response" not in columns
+    if preferences or columns & {"response", "messages"}:
+        pairs = load_pairs(path, "dpo" if preferences else "sft")
+        kind = "preference" if preferences else "training"
+        return pairs, f"{len(pairs)} {kind} pairs: {_counts(pairs.label)}"
     if "prompt" in table.column_names:
         prompts = load_prompts(path)
         return (

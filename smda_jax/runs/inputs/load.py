@@ -1,5 +1,6 @@
 """What a configuration names, read and checked before anything is written."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,6 +104,8 @@ def load_inputs(config: Attribute, console: Console, *, weights: bool = True) ->
         others = load_pairs(config.curvature_data, config.loss)
         curvature = tokenise_pairs(model, others, config.max_length, loss)
     texts = [(prompts.where(i), text) for i, text in enumerate(prompts.text)]
+    for own in prompts.columns.values():
+        texts += [(prompts.where(i), v) for i, v in enumerate(own) if isinstance(v, str)]
     texts += [(pairs.where(i), "\n".join(pairs.texts(i))) for i in range(len(pairs))]
     control = [
         (where, found[0]) for where, text in texts if (found := model.chat.control_tokens(text))
@@ -123,6 +126,9 @@ def load_inputs(config: Attribute, console: Console, *, weights: bool = True) ->
         "eval": hash_path(local_file(config.eval)),
         "pairs": hash_path(local_file(config.pairs)),
     }
+    if ":" in config.behaviour:
+        source = getattr(sys.modules.get(config.behaviour.partition(":")[0]), "__file__", None)
+        hashes |= {"behaviour": hash_path(Path(source))} if source else {}
     if config.curvature_data:
         hashes["curvature"] = hash_path(local_file(config.curvature_data))
     if config.adapter:

@@ -39,7 +39,10 @@ PASS = (
     "beta",
     "loss_scope",
     "max_length",
+    "parameters",
     "update",
+    "damping",
+    "fisher",
     "dtype",
 )
 

@@ -36,12 +36,14 @@ class Preparation:
         tokens: of the pairs.
         learning_rate: η.
         curvature: for updates that look at it.
+        moved: the parameters that move; None for all.
     """
 
     model: Any
     tokens: Any
     learning_rate: float
     curvature: Curvature = Curvature()
+    moved: Any = None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from smda_jax.data.batch.chunks import Chunk, padded_chunks
 from smda_jax.data.batch.layouts import Padded
 from smda_jax.data.chat import PairTokens
 from smda_jax.errors import InputError
-from smda_jax.model.operations import Linear, Scale
+from smda_jax.model.moved import Moved, everything
+from smda_jax.model.operations import Linear, Operation, Scale
 from smda_jax.model.params import Params, Weights
 from smda_jax.pytree import pytree
 from smda_jax.reading.network import Model
@@ -146,16 +147,21 @@ def prepare(on: Preparation) -> Kronecker:
     """The curvature of some data, from two passes over them: factors, then eigenvalues.
 
     Raises:
-        InputError: without damping, and a block's curvature is singular.
+        InputError: without damping, and the curvature of a block that moves is singular; or answers
+            to be drawn for a loss that is no likelihood.
     """
     model, curvature = on.model, on.curvature
     tokens = on.tokens if curvature.tokens is None else curvature.tokens
-    fit = _Fit(model, tokens, curvature.fisher == "true", curvature.seed)
+    sampled = curvature.fisher == "true"
+    if sampled and any(t.loss.rows > 1 for t in tokens):
+        what = "of a preference no answers can be drawn from the model"
+        raise InputError("--fisher", what, "--fisher empirical")
+    fit = _Fit(model, tokens, sampled, curvature.seed)
     with numerics(model.dtype):
         factors = fit.total(lambda batch, weight: _factors.run(model.params, batch, weight))
         bases = _bases_of(factors)
         values = fit.total(lambda *of: _eigenvalues.run(model.params, *of, bases))
-        inverse, singular = _inverse.run(values, damping=curvature.damping)
+        inverse, singular = _inverse.run(values, damping=curvature.damping, moved=on.moved)
     if curvature.damping == 0 and bool(singular):
         what = "0 with singular curvature: some directions have none in the data"
         raise InputError("--damping", what, "e.g. 0.1")
@@ -277,22 +283,47 @@ def rotated(g: Gradient, bases: Bases, like: Params) -> Gradient:
     )
 
 
-@program(static=("damping",))
-def _inverse(values: Params, damping: float) -> tuple[Params, Array]:
-    """`1 / (F + damping · mean F)` of every block, and whether one of them is singular.
+@program(static=("damping", "moved"))
+def _inverse(values: Params, damping: float, moved: Moved | None = None) -> tuple[Params, Array]:
+    """`1 / (F + damping · mean F)` of every block, and whether one that moves is singular.
 
-    A block without any curvature in the data, such as an adapter where its layer has none, does
-    not move.
+    The mean is over the numbers that a block really has: an adapter's may be filled up with zeros.
+    A block without any curvature in the data does not move.
     """
-    singular = []
+    moved, singular = moved or everything(values.config), [jnp.asarray(False)]
 
-    def one(f: Array, layers: bool) -> Array:
-        axes = tuple(range(int(layers), f.ndim))
-        mean = jnp.mean(f, axis=axes, keepdims=True)
+    def one(f: Array, held: Array, moves: np.ndarray) -> Array:
+        """Of one block, or of one in each layer; `held` and `moves` have as many axes as f."""
+        axes = tuple(i for i, n in enumerate(held.shape) if n == 1)
+        mean = jnp.sum(f, axis=axes, keepdims=True) / jnp.maximum(held, 1).astype(f.dtype)
         # What rounding leaves of nothing is nothing.
-        singular.append(jnp.any((f <= jnp.finfo(f.dtype).eps * mean) & (mean > 0)))
+        none = jnp.sum(f <= jnp.finfo(f.dtype).eps * mean, axis=axes, keepdims=True)
+        size = f.size // held.size
+        lacks = (none > size - held.astype(none.dtype)) & (mean > 0)
+        singular.append(jnp.any(lacks & jnp.asarray(moves)))
         damped = f + damping * mean
         return jnp.where(damped > 0, 1 / jnp.where(damped > 0, damped, jnp.ones_like(damped)), 0.0)
 
-    done = values.map_parts(lambda f: one(f, False), lambda f: one(f, True))
+    def outside(f: Array, moves: bool) -> Array:
+        ones = [1] * f.ndim
+        return one(f, jnp.full(ones, f.size), np.full(ones, moves))
+
+    def inside(op: Operation, f: Array, part: int) -> Array:
+        layers, shape = f.shape[0], (f.shape[0], *[1] * (f.ndim - 1))
+        counts = [op.outputs if part else op.held_in(i) for i in range(layers)]
+        mask = moved.masks.get(op.name, np.zeros((layers, 2), bool))[:, part]
+        return one(f, jnp.asarray(counts).reshape(shape), mask.reshape(shape))
+
+    def block(op: Operation) -> Weights:
+        own = values.blocks[op.name]
+        return Weights(inside(op, own.w, 0), None if own.b is None else inside(op, own.b, 1))
+
+    unembed = values.unembed
+    done = Params(
+        embed=outside(values.embed, moved.embed),
+        blocks={op.name: block(op) for op in values.config.table},
+        final_norm=outside(values.final_norm, moved.final_norm),
+        unembed=None if unembed is None else outside(unembed, moved.unembed),
+        config=values.config,
+    )
     return done, jnp.any(jnp.stack(singular))

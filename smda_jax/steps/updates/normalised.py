@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from smda_jax.pytree import pytree
@@ -17,7 +18,9 @@ class Normalised(Update):
 
     def rate(self, norm: Float[Array, " pair"]) -> Float[Array, " pair"]:
         """See `Update`."""
-        return Update.rate(self, norm) / norm
+        # A gradient of nothing makes no step.
+        none = norm == 0
+        return jnp.where(none, 0, Update.rate(self, norm) / jnp.where(none, 1, norm))
 
 
 def prepare(on: Preparation) -> Normalised:

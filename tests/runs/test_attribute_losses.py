@@ -98,3 +98,9 @@ def test_a_preference_is_a_step_on_both_answers(files, tmp_path, engine, capsys)
     fails(capsys, lambda: run(files, tmp_path / "no", "--loss=dpo"), "no column 'chosen'")
     fails(capsys, lambda: run(own, tmp_path / "no"), "--loss dpo")
     fails(capsys, lambda: run(own, tmp_path / "no", "--loss=dpo", "--beta=-1"), "--beta")
+    # Answers that differ only behind the cut are one answer.
+    long = "One two three four five six seven eight. " * 4
+    rows = [{"prompt": "When?", "chosen": long + "a", "rejected": long + "b"}]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    cut = ("--loss=dpo", "--max-length=50")
+    fails(capsys, lambda: run(own, tmp_path / "no", *cut), "row 1", "the same within 50 tokens")

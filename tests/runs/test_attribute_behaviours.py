@@ -1,6 +1,9 @@
 """Behaviours through the command: what Y is, what moves it, and what tables and page say of it."""
 
+import importlib
 import json
+import linecache
+import shutil
 import sys
 from pathlib import Path
 
@@ -215,6 +218,17 @@ def test_a_behaviour_of_ones_own_by_its_name(files, tmp_path, monkeypatch, capsy
     }.items():
         capsys.readouterr()
         fails(capsys, lambda name=name: run(files, tmp_path / "no", f"--behaviour={name}"), words)
+    # Another function is another behaviour: what was begun is not continued by it.
+    sys.modules.pop("mine")
+    before = json_of(out / "run.json")["fingerprint"]
+    text = (tmp_path / "mine.py").read_text().replace("max(-1)", "min(-1)")
+    (tmp_path / "mine.py").write_text(text)
+    linecache.clearcache()
+    importlib.invalidate_caches()
+    shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+    capsys.readouterr()
+    fails(capsys, lambda: run(files, out, *FLOAT64, "--behaviour=mine:behaviour"), "another")
+    assert json_of(out / "run.json")["fingerprint"] == before
     sys.modules.pop("mine")
 
 
