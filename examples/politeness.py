@@ -39,7 +39,7 @@ pairs = [
     {"prompt": row["prompt"], "response": row["response"], "label": manner(row["response"])}
     for row in rows("pairs")
 ]
-pairs = [row for row in pairs if row["label"]][:24]
+pairs = [row for row in pairs if row["label"]][:12]
 
 with tempfile.TemporaryDirectory() as place:
     for name, own in {"prompts": prompts, "pairs": pairs}.items():
@@ -55,7 +55,7 @@ with tempfile.TemporaryDirectory() as place:
             targets=POLITE,
             against=PLAIN,
             features="contrast:0.05",
-            bootstrap=100,
+            bootstrap=50,
         )
     )
     # Which label should raise Y was not said: it is seen from what the responses begin with.

@@ -140,7 +140,15 @@ NAMES = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name, marks=[pytest.mark.exhaustive] * (name in ("completion less", "probe late"))
+        )
+        for name in NAMES
+    ],
+)
 def test_every_behaviour_equals_autograd_on_every_engine(checkpoints, name):
     kind = "gemma3" if name in ("leaning", "completion less") else "llama3_tied_gqa"
     if name in ("probe late", "contrast"):

@@ -123,7 +123,10 @@ def preconditioned(model: Any, pairs: list[PairTokens]) -> list[list[torch.Tenso
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["llama3_tied_gqa", "llama_untied_mha", "qwen2"])
+@pytest.mark.parametrize(
+    "kind",
+    ["llama3_tied_gqa", pytest.param("llama_untied_mha", marks=pytest.mark.exhaustive), "qwen2"],
+)
 def test_curvature_equals_an_eigendecomposition_on_every_engine(checkpoints, kind):
     model, site = oracle.load_double(checkpoints[kind]), Site("resid_post", 1)
     with numerics("float64"):

@@ -101,7 +101,13 @@ def test_first_order_engines_equal_moved_weights(checkpoints, kind, dtype, site,
 
 
 @pytest.mark.parametrize(
-    ("kind", "dtype", "site", "scope", "width"), CASES[1:5] + CASES[6:] + FAMILY_CASES
+    ("kind", "dtype", "site", "scope", "width"),
+    [
+        *CASES[1:3],
+        *(pytest.param(*case, marks=pytest.mark.exhaustive) for case in CASES[3:5]),
+        *CASES[6:],
+        *FAMILY_CASES,
+    ],
 )
 def test_query_equals_moved_weights(checkpoints, kind, dtype, site, scope, width):
     """With pairs' gradients formed, and along the query, with shared tokens run once or not."""

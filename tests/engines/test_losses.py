@@ -75,7 +75,9 @@ def pairs_of(loss: str, vocab: int) -> list[PairTokens]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["conversation", "dpo"])
-@pytest.mark.parametrize("kind", ["llama3_tied_gqa", "qwen2"])
+@pytest.mark.parametrize(
+    "kind", ["llama3_tied_gqa", pytest.param("qwen2", marks=pytest.mark.exhaustive)]
+)
 def test_losses_equal_torch_on_every_engine(checkpoints, kind, loss):
     model, site = oracle.load_double(checkpoints[kind]), Site("resid_post", 1)
     with numerics("float64"):

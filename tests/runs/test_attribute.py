@@ -91,7 +91,10 @@ def test_residual_streams_are_kept_of_the_layers_asked_for(files, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("update", ["normalised", "adam", "ekfac"])
+@pytest.mark.parametrize(
+    "update",
+    ["adam", *(pytest.param(u, marks=pytest.mark.exhaustive) for u in ("normalised", "ekfac"))],
+)
 def test_other_update_rules_agree_between_engines_and_with_the_true_step(files, tmp_path, update):
     shifts = []
     for engine in ("forward", "reverse", "query"):

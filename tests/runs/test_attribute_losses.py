@@ -47,7 +47,7 @@ def gradient(model, value):
     return [p.grad.clone() for p in model.parameters()]
 
 
-@pytest.mark.parametrize("engine", ["reverse", "query"])
+@pytest.mark.parametrize("engine", ["reverse", pytest.param("query", marks=pytest.mark.exhaustive)])
 def test_a_conversation_trains_on_every_answer(files, tmp_path, engine):
     (tmp_path / "talks.jsonl").write_text("\n".join(json.dumps({"messages": t}) for t in TALKS))
     own = files | {"pairs": tmp_path / "talks.jsonl"}

@@ -20,7 +20,10 @@ def adapted(files, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["reverse", "query", "finite"])
+@pytest.mark.parametrize(
+    "engine",
+    ["reverse", *(pytest.param(e, marks=pytest.mark.exhaustive) for e in ("query", "finite"))],
+)
 def test_an_adapter_is_worn_and_stepped_on(adapted, tmp_path, engine):
     # Small enough for the true step to be linear.
     eta = 1e-6 if engine == "finite" else 1e-4

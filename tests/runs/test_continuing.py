@@ -41,7 +41,7 @@ def test_a_block_too_large_for_memory_is_halved_until_it_fits(files, tmp_path, m
     "options",
     [
         ("--engine=reverse", "--update=adam"),
-        ("--engine=query",),
+        pytest.param(("--engine=query",), marks=pytest.mark.exhaustive),
         ("--engine=query", "--keep=score"),
     ],
 )

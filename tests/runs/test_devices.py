@@ -53,7 +53,7 @@ def alone(files, tmp_path_factory):
     [
         ["--engine=reverse", "--shard-params=2"],
         ["--engine=query"],
-        ["--engine=forward", "--shard-params=8"],
+        pytest.param(["--engine=forward", "--shard-params=8"], marks=pytest.mark.exhaustive),
     ],
 )
 def test_eight_devices_give_the_result_of_one(files, tmp_path, alone, options):
