@@ -1,7 +1,6 @@
 """`adam`: a diagonal preconditioner, from the second moments of the pairs' own gradients."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -9,18 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from smda_jax.data.batch.batches import PairBatch, pair_batch
-from smda_jax.data.batch.chunks import Chunk, padded_chunks
-from smda_jax.data.batch.layouts import Padded
+from smda_jax.data.batch.batches import PairBatch
 from smda_jax.data.chat import PairTokens
 from smda_jax.model.operations import Linear, Scale
 from smda_jax.model.params import Params
 from smda_jax.pytree import pytree
 from smda_jax.reading.network import Model
-from smda_jax.runtime.devices import Replicated, Rows, Summed, devices
-from smda_jax.runtime.memory import for_each
+from smda_jax.runtime.devices import Replicated, Rows, Summed
 from smda_jax.runtime.precision import numerics
-from smda_jax.runtime.programs import padding_budget, program
+from smda_jax.runtime.programs import program
 from smda_jax.steps.gradient import gradient, squares
 from smda_jax.steps.injection import (
     EmbedStep,
@@ -32,6 +28,7 @@ from smda_jax.steps.injection import (
 )
 from smda_jax.steps.updates import Preparation
 from smda_jax.steps.updates.contract import Update
+from smda_jax.steps.updates.means import mean_over
 
 
 @pytree
@@ -99,22 +96,12 @@ def adam_factor(
 
     For second moments of a training run: `factor_of(optax.tree_utils.tree_get(state, "nu"))`.
     """
-    total: list[Params] = []
 
-    def visit(chunk: Chunk) -> None:
-        assert isinstance(chunk.layout, Padded)
-        size = devices().round_up(chunk.layout.size)
-        layout = Padded(chunk.layout.width, size)
-        batch = pair_batch([tokens[i] for i in chunk.rows], layout)
-        weight = jnp.asarray((np.arange(size) < len(chunk.rows)) / len(tokens))
-        part = _mean_squares.run(model.params, batch, weight)
-        total[:] = [jax.tree.map(jnp.add, total[0], part) if total else part]
+    def part(batch: PairBatch, rows: np.ndarray, weight: Array) -> Params:
+        return _mean_squares.run(model.params, batch, weight)
 
     with numerics(model.dtype):
-        budget = padding_budget(model.config.flop_per_token, 3)
-        split = partial(padded_chunks, padding_budget=budget)
-        for_each([t.length for t in tokens], batch_size, split, visit)
-        return factor_of(total[0], eps, model.dtype)
+        return factor_of(mean_over(model, tokens, part, batch_size), eps, model.dtype)
 
 
 def factor_of(second_moments: Params, eps: float = 1e-8, dtype: Any = None) -> Params:

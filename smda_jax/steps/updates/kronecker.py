@@ -12,9 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from smda_jax.data.batch.batches import PairBatch, pair_batch
-from smda_jax.data.batch.chunks import Chunk, padded_chunks
-from smda_jax.data.batch.layouts import Padded
+from smda_jax.data.batch.batches import PairBatch
 from smda_jax.data.chat import PairTokens
 from smda_jax.errors import InputError
 from smda_jax.model.moved import Moved, everything
@@ -22,10 +20,9 @@ from smda_jax.model.operations import Linear, Operation, Scale
 from smda_jax.model.params import Params, Weights
 from smda_jax.pytree import pytree
 from smda_jax.reading.network import Model
-from smda_jax.runtime.devices import Replicated, Rows, Summed, devices
-from smda_jax.runtime.memory import for_each
+from smda_jax.runtime.devices import Replicated, Rows, Summed
 from smda_jax.runtime.precision import numerics, wide
-from smda_jax.runtime.programs import jit, padding_budget, program
+from smda_jax.runtime.programs import jit, program
 from smda_jax.steps.gradient import Gradient, gradient, squares
 from smda_jax.steps.injection import (
     EmbedStep,
@@ -38,6 +35,7 @@ from smda_jax.steps.injection import (
 from smda_jax.steps.losses import scored_logits
 from smda_jax.steps.updates import Preparation
 from smda_jax.steps.updates.contract import Update
+from smda_jax.steps.updates.means import mean_over
 
 
 class Bases(NamedTuple):
@@ -184,29 +182,18 @@ class _Fit(NamedTuple):
     sampled: bool
     seed: int
 
-    def total(self, part: Callable[..., Any], batch_size: int = 8) -> Any:
-        """Sum of a part over all batches, each pair weighing 1 / pairs."""
-        found: list[Any] = []
-        tokens, model = self.tokens, self.model
+    def total(self, part: Callable[..., Any]) -> Any:
+        """Mean of a part over the pairs."""
+        params = self.model.params
 
-        def visit(chunk: Chunk) -> None:
-            assert isinstance(chunk.layout, Padded)
-            size = devices().round_up(chunk.layout.size)
-            layout = Padded(chunk.layout.width, size)
-            batch = pair_batch([tokens[i] for i in chunk.rows], layout)
+        def own(batch: PairBatch, rows: np.ndarray, weight: Array) -> Any:
             if self.sampled:
-                filled = np.pad(chunk.rows, (0, size - len(chunk.rows)), "edge")
-                rows = jnp.asarray(filled, jnp.uint32)
-                drawn = _draw.run(model.params, batch, rows, jnp.uint32(self.seed))
+                of = jnp.asarray(rows, jnp.uint32)
+                drawn = _draw.run(params, batch, of, jnp.uint32(self.seed))
                 batch = batch.replace(target=drawn)  # type: ignore[attr-defined]
-            weight = jnp.asarray((np.arange(size) < len(chunk.rows)) / len(tokens))
-            own = part(batch, weight)
-            found[:] = [jax.tree.map(jnp.add, found[0], own) if found else own]
+            return part(batch, weight)
 
-        budget = padding_budget(model.config.flop_per_token, 3)
-        split = partial(padded_chunks, padding_budget=budget)
-        for_each([t.length for t in tokens], batch_size, split, visit)
-        return found[0]
+        return mean_over(self.model, self.tokens, own)
 
 
 @program(Replicated(), Rows(), Rows(), Replicated(), result=Rows())
