@@ -21,6 +21,7 @@ class Loss(Protocol):
         rows: of a pair: its response, or the chosen and the rejected one.
         scope: whether tokens of responses count, or all.
         averaged: whether the weights of a row's tokens add up to one, or are one each.
+        compared: whether it compares with the base weights.
     """
 
     @property
@@ -38,8 +39,15 @@ class Loss(Protocol):
         """See the class."""
         ...
 
-    def value(self, sums: Float[Array, "pair row"]) -> Float[Array, " pair"]:
-        """The loss of every pair."""
+    @property
+    def compared(self) -> bool:
+        """See the class."""
+        ...
+
+    def value(
+        self, sums: Float[Array, "pair row"], reference: Float[Array, "pair row"] | None = None
+    ) -> Float[Array, " pair"]:
+        """The loss of every pair; `reference` are the sums at the base weights, by default these."""
         ...
 
 
@@ -50,8 +58,11 @@ class Sft:
     scope: LossScope = "response"
     rows = 1
     averaged = True
+    compared = False
 
-    def value(self, sums: Float[Array, "pair row"]) -> Float[Array, " pair"]:
+    def value(
+        self, sums: Float[Array, "pair row"], reference: Float[Array, "pair row"] | None = None
+    ) -> Float[Array, " pair"]:
         """See `Loss`."""
         return sums[:, 0]
 
@@ -60,20 +71,23 @@ class Sft:
 class Dpo:
     """`−log σ(β (m − m_ref))`, m = log p(chosen) − log p(rejected) (arXiv 2305.18290).
 
-    The reference is the base weights, which every step starts from: there m_ref is m itself, the
-    loss is log 2, and its gradient `−β/2 ∂m`.
+    The reference is the base weights. Of a step from these m_ref is m itself, the loss is log 2,
+    and its gradient `−β/2 ∂m`.
     """
 
     beta: float = 0.1
     scope: LossScope = "response"
     rows = 2
     averaged = False
+    compared = True
 
-    def value(self, sums: Float[Array, "pair row"]) -> Float[Array, " pair"]:
+    def value(
+        self, sums: Float[Array, "pair row"], reference: Float[Array, "pair row"] | None = None
+    ) -> Float[Array, " pair"]:
         """See `Loss`."""
-        margin = sums[:, 1] - sums[:, 0]
-        beta = jnp.asarray(self.beta, margin.dtype)
-        return -jax.nn.log_sigmoid(beta * (margin - jax.lax.stop_gradient(margin)))
+        change = sums - jax.lax.stop_gradient(sums if reference is None else reference)
+        beta = jnp.asarray(self.beta, sums.dtype)
+        return -jax.nn.log_sigmoid(beta * (change[:, 1] - change[:, 0]))
 
 
 def make_loss(name: LossName, scope: LossScope = "response", beta: float = 0.1) -> Sft | Dpo:

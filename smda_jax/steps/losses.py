@@ -26,6 +26,14 @@ def scored_losses(
     Returns:
         losses, and inputs of operations: those of the blocks in `keep`, and the head's.
     """
+    sums, kept = scored_sums(params, batch, taps, keep)
+    return batch.loss.value(sums), kept
+
+
+def scored_sums(
+    params: Params, batch: PairBatch, taps: TapSource = NO_TAPS, keep: tuple[str, ...] = ()
+) -> tuple[Float[Array, "pair row"], dict[str, Array]]:
+    """What losses are made of: weighted sums of the cross-entropies of every pair's rows."""
     logits, kept = _scored(params, batch, taps, keep)
     logits, target = logits.astype(wide(logits.dtype)), jnp.asarray(batch.target)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, target)
@@ -33,8 +41,7 @@ def scored_losses(
     # Chosen before they are weighed: a loss that is not finite, times zero, would spoil the others
     # of its lane.
     own = jnp.where(weight > 0, losses[:, None], jnp.zeros_like(weight))
-    sums = jnp.sum(own * weight, axis=-1).reshape(batch.pairs, batch.loss.rows)
-    return batch.loss.value(sums), kept
+    return jnp.sum(own * weight, axis=-1).reshape(batch.pairs, batch.loss.rows), kept
 
 
 def scored_logits(params: Params, batch: PairBatch) -> Float[Array, "lane position vocab"]:
