@@ -14,6 +14,7 @@ from smda_jax.errors import InputError
 from smda_jax.runs.commands import Fit, Inspect, Report, Sweep, Verify
 from smda_jax.runs.config import Attribute, Demo, Plan
 from smda_jax.runs.folder.replay import from_run
+from smda_jax.runs.tuning.config import Finetune
 
 
 def _attribute(command: Attribute, console: Any) -> None:
@@ -71,6 +72,12 @@ def _inspect(command: Inspect, console: Any) -> None:
     inspect(command, console)
 
 
+def _finetune(command: Finetune, console: Any) -> None:
+    from smda_jax.runs.tuning.finetune import finetune
+
+    finetune(command, console)
+
+
 class Command(NamedTuple):
     """A row of the table of commands.
 
@@ -93,6 +100,7 @@ COMMANDS = {
     "sweep": Command(Sweep, _sweep, continues=True),
     "verify": Command(Verify, _verify),
     "fit": Command(Fit, _fit),
+    "finetune": Command(Finetune, _finetune, continues=True),
     "report": Command(Report, _report),
     "demo": Command(Demo, _demo, continues=True),
     "inspect": Command(Inspect, _inspect),

@@ -29,12 +29,15 @@ FLOORS = [
 # The same inside `runs`.
 RUNS = [
     ["fit"],
+    ["experiment"],
     ["sweep"],
     ["attribution"],
+    ["tuning", "evaluation"],
     ["inputs"],
     ["folder"],
     ["config", "commands"],
-    ["checks", "command"],
+    ["questions"],
+    ["checks", "command", "progress"],
 ]
 # A search does not follow the link by which the kernels are a room of the package too.
 SOURCES = sorted(

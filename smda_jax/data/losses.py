@@ -47,7 +47,7 @@ class Loss(Protocol):
     def value(
         self, sums: Float[Array, "pair row"], reference: Float[Array, "pair row"] | None = None
     ) -> Float[Array, " pair"]:
-        """The loss of every pair; `reference` are the sums at the base weights, by default these."""
+        """The loss of every pair; `reference`: sums at the base weights, by default these."""
         ...
 
 

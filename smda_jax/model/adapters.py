@@ -6,7 +6,7 @@ operations like others, so that steps, engines and norms know them without being
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from smda_jax import hub
 from smda_jax.errors import InputError
@@ -241,3 +241,72 @@ def _refuse_unread(read: _Read, modules: Mapping[str, str]) -> None:
             raise InputError(read.folder, what, "is it of another base?")
     if not modules:
         raise InputError(read.folder, "adapts nothing")
+
+
+def write_new(
+    folder: Path, config: ModelConfig, modules: Sequence[str], rank: int, alpha: float, seed: int
+) -> None:
+    """Writes an adapter that changes nothing yet, in the layout of PEFT.
+
+    A is drawn as PEFT does, uniformly within ±1/√inputs, and B is zero.
+
+    Raises:
+        InputError: a module is none of the model's linear operations.
+    """
+    ends = {op.stored.name.rsplit(".", 1)[-1] for op in config.table.linears}
+    for module in modules:
+        if module not in ends:
+            what = f"{module} is no linear operation of the model's layers"
+            raise InputError("--lora-modules", what, f"of {', '.join(sorted(ends))}")
+    rng, tensors = np.random.default_rng(seed), {}
+    for op in config.table.linears:
+        if op.stored.name.rsplit(".", 1)[-1] not in modules:
+            continue
+        for layer in range(config.layers):
+            name = f"{PREFIX}{BLOCKS}.{layer}.{op.stored.name}"
+            bound, outputs = op.inputs**-0.5, op.stored.rows or op.outputs
+            a = rng.uniform(-bound, bound, (rank, op.inputs))
+            tensors[f"{name}.lora_A.weight"] = a.astype(np.float32)
+            tensors[f"{name}.lora_B.weight"] = np.zeros((outputs, rank), np.float32)
+    raw = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.0,
+        "target_modules": list(modules),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    _write(folder, raw, tensors)
+
+
+def save(folder: Path, like: Path, params: Params) -> None:
+    """Writes the adapter that a model wears, in the layout of PEFT, with the config of `like`."""
+    tensors: dict[str, list[tuple[int, np.ndarray]]] = {}
+    for op in params.config.table.linears:
+        module, dot, kind = op.stored.name.rpartition(".")
+        if kind not in ("lora_A", "lora_B") or not dot:
+            continue
+        for layer, value in enumerate(np.asarray(params.blocks[op.name].w, np.float32)):
+            held = op.held_in(layer)
+            if not held:
+                continue
+            first = kind == "lora_A"
+            rank = held // (op.inputs if first else op.outputs)
+            name = f"{PREFIX}{BLOCKS}.{layer}.{module}.{kind}.weight"
+            part = value[:rank] if first else value[:, :rank]
+            tensors.setdefault(name, []).append((op.stored.first_row, part))
+    whole = {
+        name: np.concatenate([part for _, part in sorted(parts, key=lambda one: one[0])])
+        for name, parts in tensors.items()
+    }
+    _write(folder, json.loads((like / CONFIG).read_text()), whole)
+
+
+def _write(folder: Path, raw: Mapping[str, Any], tensors: dict[str, np.ndarray]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text(json.dumps(raw, indent=2) + "\n")
+    content = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    save_file(content, folder / WEIGHTS, metadata={"format": "pt"})

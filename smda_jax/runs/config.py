@@ -3,54 +3,40 @@
 Imports nothing heavy, so that `--help` answers at once.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import ClassVar, Literal
 
 from smda_jax.engines.offers import Keep, keep_for
-from smda_jax.errors import InputError
 from smda_jax.model.operations import ADAPTER, ALL
-from smda_jax.reading.behaviours import Options
 from smda_jax.runs.checks import check_attribute
 from smda_jax.runs.command import Command
-
-if TYPE_CHECKING:
-    from smda_jax.data.options import ReadOptions
+from smda_jax.runs.questions import Questions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attribute(Command):
+class Attribute(Questions):
     """Attribute a policy's shift to training pairs: checkpoint, SAE, prompts and pairs in; a run
     folder out.
 
     The same command on the same folder continues an interrupted run.
     """
 
-    model: str
-    """Hugging Face checkpoint: folder, or Hub id as owner/name[@revision] (safetensors, of a family
-    in docs/inputs.md)."""
-    adapter: str | None = None
-    """LoRA adapter on the model: a folder that PEFT wrote, or a Hub id."""
+    paths: ClassVar[tuple[str, ...]] = (
+        *Questions.paths,
+        "sae",
+        "features",
+        "feature_labels",
+        "cache",
+    )
+    data: ClassVar[tuple[str, ...]] = (*Questions.data, "pairs", "curvature_data")
+
     sae: str
     """SAE: folder or file, or Hub id as owner/name[@revision][:folder] (formats in
     docs/inputs.md)."""
-    eval: str | tuple[str, ...]
-    """Evaluation prompts: parquet, csv, tsv, json or jsonl files (.gz, .zst), globs, or
-    hub:owner/name[@revision][:file, split or configuration/split]. Column prompt; optional
-    prompt_label, category, shows (whether it shows the behaviour; or refused); or a data set that
-    docs/inputs.md names."""
     pairs: str | tuple[str, ...]
     """Training pairs, same files. Columns prompt and response, or messages, or prompt, chosen and
     rejected; optional label, category, planted, raises; or a data set that docs/inputs.md names."""
-    out: Path
-    """Run folder to write, or to continue."""
-    columns: tuple[str, ...] = ()
-    """Which column is what, as field=column, several with commas: prompt=goal,response=target. With
-    eval: or pairs: before it of that data alone; field= leaves a column out."""
-    encoding: str = "utf-8"
-    """Of text files, such as cp1252."""
-    on_repeat: Literal["error", "once"] = "error"
-    """What to do with rows that repeat an earlier one; once: the first is kept."""
     layer: int | None = None
     """Zero-based block whose output the SAE reads; None takes it from the SAE's config."""
     features: str = "contrast:0.1"
@@ -63,37 +49,6 @@ class Attribute(Command):
     get a link to their page."""
     redact: bool = False
     """Leave the texts of prompts and responses out of the run folder."""
-    behaviour: str = "begins"
-    """What Y is. begins: log-probability that the answer begins with one of the targets; contrast:
-    log-odds of the targets against --against; completion: log-probability of a text that a column
-    gives for every prompt; probe: a stream along a --direction; column: a number that a column
-    gives (steps then move X alone); module:name: a smda_jax.Function of your own."""
-    targets: tuple[str, ...] = ()
-    """Texts that the behaviour is about: for begins, beginnings of the answer, of which the total
-    probability counts. Default: the behaviour's own; of begins, I can't with either apostrophe."""
-    target_ids: tuple[str, ...] = ()
-    """The same as token ids, e.g. 40,649,956 40,649,1431; replaces the texts."""
-    against: tuple[str, ...] = ()
-    """Texts that the targets of contrast are compared with."""
-    against_ids: tuple[str, ...] = ()
-    """The same as token ids; replaces the texts."""
-    column: str = ""
-    """Column of the evaluation prompts that completion or column reads; default completion, y."""
-    less: str = ""
-    """Column whose log-probability completion takes off, such as rejected."""
-    per_token: bool = False
-    """Of completion: the mean over a text's tokens instead of their sum."""
-    direction: str | None = None
-    """Direction of probe: a .npy file, or .safetensors with direction (or weight) and bias."""
-    direction_layer: int | None = None
-    """Zero-based block whose stream probe reads; None: the SAE's."""
-    direction_site: str | None = None
-    """The stream: resid_pre, attn_out, mlp_out, resid_post, ...; None: the SAE's."""
-    direction_token: Literal["turn", "last"] = "turn"
-    """turn: the token that the SAE is read at; last: the last token before the answer."""
-    shows_above: float | None = None
-    """A prompt with a higher Y shows the behaviour, where no column says it; None: the behaviour's
-    own."""
     raises: tuple[str, ...] = ()
     """Labels of pairs that are expected to raise Y; pairs of other labels are expected to lower it.
     Default: the column raises of the pairs, else the labels whose responses begin as the targets
@@ -155,12 +110,6 @@ class Attribute(Command):
     on_overlap: Literal["error", "drop", "drop-pairs", "keep"] = "error"
     """What to do with evaluation prompts that are also trained on: drop leaves out the prompts,
     drop-pairs the pairs."""
-    chat_date: str = "26 Jul 2024"
-    """Date that the chat template prints."""
-    read_at: str = "auto"
-    """Token of a prompt that the SAE reads: end-of-turn of the user's turn, last-user-token of what
-    the user says, last-token before the answer, or a token such as [/INST]. auto: end-of-turn, or
-    last-token where the chat template writes none."""
     seed: int = 0
     """Of subsets, split and folds."""
     test_fraction: float = 0.2
@@ -204,68 +153,6 @@ class Attribute(Command):
     def kept(self) -> Keep:
         """What is kept, once auto is resolved."""
         return keep_for(self.keep, self.engine, self.gate == "off")
-
-    def resolved(self) -> dict[str, Any]:
-        """As written to run.json; what names a file or folder here is made absolute, so that it can
-        be replayed anywhere."""
-        from smda_jax.data.sources import absolute
-
-        named = ("model", "sae", "features", "feature_labels", "out", "cache")
-        named = (*named, "direction", "adapter")
-
-        def plain(value: Any) -> Any:
-            return (
-                str(value)
-                if isinstance(value, Path)
-                else list(value)
-                if isinstance(value, tuple)
-                else value
-            )
-
-        def resolve(name: str, value: Any) -> Any:
-            if name in ("eval", "pairs", "curvature_data") and value is not None:
-                several = isinstance(value, tuple)
-                found = tuple(absolute(one) for one in (value if several else (value,)))
-                return found if several else found[0]
-            path = Path(str(value)).expanduser()
-            return (
-                path.resolve() if name in named and value is not None and path.exists() else value
-            )
-
-        return {k: plain(resolve(k, v)) for k, v in asdict(self).items() if k != "config"}
-
-    def read_options(self) -> "ReadOptions":
-        """How data files are read. Raises InputError: something said of columns says nothing."""
-        from smda_jax.data.options import ReadOptions
-
-        options = ReadOptions(self.columns, self.encoding, self.on_repeat, shared=True)
-        options.entries()
-        return options
-
-    def behaviour_options(self) -> Options:
-        """What is said of the behaviour. Raises InputError if a target is not token ids."""
-
-        def ids_of(flag: str, texts: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
-            try:
-                return tuple(tuple(int(t) for t in text.split(",")) for text in texts)
-            except ValueError:
-                what = f"{' '.join(texts)!r} is not token ids"
-                raise InputError(flag, what, "e.g. 40,649,956 40,649,1431") from None
-
-        return Options(
-            targets=self.targets,
-            target_ids=ids_of("--target-ids", self.target_ids),
-            against=self.against,
-            against_ids=ids_of("--against-ids", self.against_ids),
-            column=self.column,
-            less=self.less,
-            per_token=self.per_token,
-            direction=self.direction or "",
-            direction_layer=self.direction_layer,
-            direction_site=self.direction_site or "",
-            direction_token=self.direction_token,
-            shows_above=self.shows_above,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

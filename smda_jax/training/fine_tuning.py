@@ -21,15 +21,18 @@ from smda_jax.data.batch.widths import padded_length
 from smda_jax.data.tokenised import PairTokens
 from smda_jax.model.moved import Moved
 from smda_jax.model.params import Params
-from smda_jax.reading.network import Model
+from smda_jax.reading.network import Model, Progress, silent
 from smda_jax.runtime.devices import Replicated
-from smda_jax.runtime.memory import halving
+from smda_jax.runtime.memory import halving, memory_limit
 from smda_jax.runtime.precision import DType, numerics
 from smda_jax.runtime.programs import RATE, RATE_ELSEWHERE, program
 from smda_jax.steps.losses import scored_sums
 from smda_jax.training.recipe import ABSENT, Order, Recipe, make_optimiser, side_by_side
 
 SECONDS_A_CALL = 2.0  # of training before the host looks in again
+COPIES = 6  # of a run's parameters: themselves, their gradient, optimiser state, and while moved
+TOGETHER = {"cpu": 8}  # runs side by side at most, by platform: a CPU gains nothing from more
+TOGETHER_ELSEWHERE = 64  # of any other platform
 
 
 class State(NamedTuple):
@@ -195,6 +198,42 @@ class Training:
         for run in range(jax.tree.leaves(state.params)[0].shape[0]):
             params = jax.tree.map(lambda leaf, run=run: leaf[run], state.params)
             yield Model(params, self.model.chat)
+
+    @property
+    def together(self) -> int:
+        """Runs that are trained side by side: as many as take an eighth of the memory, by count."""
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.model.params))
+        most = TOGETHER.get(jax.default_backend(), TOGETHER_ELSEWHERE)
+        return int(np.clip(memory_limit() // (8 * COPIES * size), 1, most))
+
+    def trained(self, orders: Sequence[Order], progress: Progress = silent) -> Iterator[Model]:
+        """The models that runs end in, in order; told the share of the work just done."""
+        total = sum(len(order.pair) for order in orders)
+        for start in range(0, len(orders), self.together):
+            group = orders[start : start + self.together]
+            share = sum(len(order.pair) for order in group) / total
+            told = _Told(progress, share / max(len(order.pair) for order in group))
+            yield from self.models(self.run(group, each=told))
+
+
+@dataclass
+class _Told:
+    """Tells a progress of steps.
+
+    Attributes:
+        progress: that is told.
+        share: of a step in the whole.
+        done: steps that it knows of.
+    """
+
+    progress: Progress
+    share: float
+    done: int = 0
+
+    def __call__(self, done: int, *_: Any) -> None:
+        """So many steps are done."""
+        self.progress((done - self.done) * self.share)
+        self.done = done
 
 
 @program(

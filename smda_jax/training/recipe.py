@@ -1,6 +1,7 @@
 """How a model is fine-tuned: optimiser, learning rates, and which pairs every step sees."""
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -8,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from smda_jax.data.losses import Dpo, LossName, LossScope, Sft, make_loss
 from smda_jax.errors import InputError
 
 Schedule = Literal["linear", "cosine", "constant"]
@@ -30,6 +32,10 @@ class Recipe:
         clip: the gradient's norm is cut to it; 0: it is not.
         average: pair: a batch's loss is the mean of its pairs' losses; token: that of its tokens.
         seed: of the order of the pairs.
+        max_length: tokens; a longer pair is cut.
+        loss: sft or dpo.
+        beta: of dpo.
+        loss_scope: all: the whole sequence is scored; response: its answers.
     """
 
     optimiser: str = "adamw"
@@ -42,16 +48,37 @@ class Recipe:
     clip: float | int = 1.0
     average: Average = "pair"
     seed: int = 42
+    max_length: int = 1024
+    loss: LossName = "sft"
+    beta: float | int = 0.1
+    loss_scope: LossScope = "all"
 
     def check(self) -> None:
         """Raises InputError for values that no run could use."""
         make_optimiser(self)
-        for name, low in (("epochs", 1), ("batch", 1), ("learning_rate", 0), ("clip", 0)):
+        at_least = {"epochs": 1, "batch": 1, "learning_rate": 0, "clip": 0, "max_length": 2}
+        for name, low in (at_least | {"weight_decay": 0, "beta": 0}).items():
             if not getattr(self, name) >= low:
                 flag = f"--{name.replace('_', '-')}"
                 raise InputError(flag, f"{getattr(self, name)} is below {low}")
         if not 0 <= self.warmup < 1:
             raise InputError("--warmup", f"{self.warmup} is not a share", "0 to 1 (exclusive)")
+
+    @property
+    def scored(self) -> Sft | Dpo:
+        """The loss of a pair."""
+        return make_loss(self.loss, self.loss_scope, self.beta)
+
+    @property
+    def share(self) -> float:
+        """What the learning rates of a pair's steps add up to on average, over the batch.
+
+        The first-order change of a run under plain steps is the sum over the pairs of `−share · g`:
+        each pair is seen once an epoch, at any step, as one of a batch.
+        """
+        mean = {"linear": 0.5, "cosine": 0.5, "constant": 1.0}[self.schedule]
+        risen = self.warmup / 2 + (1 - self.warmup) * mean
+        return self.learning_rate * self.epochs * risen / self.batch
 
     def steps(self, pairs: int) -> int:
         """Optimiser steps of a run on so many pairs."""
@@ -164,3 +191,19 @@ def side_by_side(orders: Sequence[Order]) -> Order:
         np.stack([filled(o.weight, (steps, lanes), 0) for o in orders]),
         np.stack([filled(o.rate, (steps,), 0) for o in orders]),
     )
+
+
+PATTERN = re.compile(r"([a-z][a-z0-9_]*)-([0-9.]+(?:e[+-]?[0-9]+)?)x([0-9]+)")
+
+
+def recipe_named(text: str) -> Recipe:
+    """A recipe such as `adamw-2e-5x3`: optimiser, learning rate, epochs; the rest as usual.
+
+    Raises:
+        InputError: it is none.
+    """
+    matched = PATTERN.fullmatch(text)
+    if matched is None:
+        remedy = "OPTIMISER-RATExEPOCHS such as adamw-2e-5x3, sgd-step, or a finetune.json"
+        raise InputError("--recipe", f"{text!r} is not known", remedy)
+    return Recipe(matched[1], float(matched[2]), epochs=int(matched[3]))

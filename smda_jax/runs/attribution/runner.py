@@ -7,13 +7,13 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Int
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from smda_jax.data.batch.chunks import Chunk
 from smda_jax.data.records import Pairs
 from smda_jax.engines.contract import BlockShifts, Engine, Job, NotFiniteError
 from smda_jax.errors import InputError
 from smda_jax.runs.folder.store import RunFolder
+from smda_jax.runs.progress import bar
 
 
 @dataclass(frozen=True)
@@ -55,21 +55,7 @@ class Blocks:
         finished = sum(s * (1 - len(left) / len(items)) for s, left in both)
         if 0 < finished < 1 - 1e-9:
             console.print(f"continuing: {finished:.0%} of the work is done")
-        columns = (
-            TextColumn("pairs"),
-            BarColumn(),
-            TextColumn("{task.percentage:.0f} %"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(True),
-        )
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task("pairs", total=1.0)
-            bar.advance(task, finished)
-
-            def advance(share: float) -> None:
-                bar.advance(task, share)
-
+        with bar(console, "pairs", finished) as advance:
             try:
                 for part in self.engine.compute(self.job, self._chunks, missing, advance):
                     rows = self._chunks[part.block].rows

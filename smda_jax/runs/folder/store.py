@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,26 +28,41 @@ class RunFolder:
     folder is only continued under the same one.
     """
 
-    def __init__(self, path: Path, fingerprint: str, record: dict[str, Any]):
+    def __init__(
+        self,
+        path: Path,
+        fingerprint: str,
+        record: dict[str, Any],
+        *,
+        name: str = "run.json",
+        cache: str = "jacobian",
+    ):
         """Checks the folder, and writes nothing yet.
+
+        Args:
+            path: of the folder.
+            fingerprint: of everything that the numbers depend on.
+            record: of the run, with its `config`.
+            name: of the record's file.
+            cache: folder of what is kept in blocks.
 
         Raises:
             InputError: it holds something else, or a run of another configuration.
         """
         self.path, self.fingerprint = path.expanduser().absolute(), fingerprint
-        self.record = record
+        self.record, self.name, self.cache = record, name, self.path / cache
         self._old: dict[str, Any] = {}
         with writing(self.path):
             if self.path.exists() and not self.path.is_dir():
                 raise InputError(path, "is a file", "--out names a folder")
-            if (self.path / "run.json").exists():
+            if (self.path / name).exists():
                 self._continue(fingerprint)
             elif self.path.exists() and any(self.path.iterdir()):
                 remedy = "--out names a new folder, or one to continue"
                 raise InputError(path, "is not empty and holds no run", remedy)
 
     def begin(self, **more: Any) -> None:
-        """Creates the folder and its run.json, with `more` in its record.
+        """Creates the folder and its record, with `more` in its record.
 
         Raises:
             InputError: it cannot be written.
@@ -64,7 +80,7 @@ class RunFolder:
         return self._old.get(name)
 
     def _continue(self, fingerprint: str) -> None:
-        path = self.path / "run.json"
+        path = self.path / self.name
         try:
             old = json.loads(path.read_text())
             known, config = old["fingerprint"], old["config"]
@@ -80,7 +96,7 @@ class RunFolder:
             raise InputError(self.path, what, "--out names a new folder")
 
     def _write_run(self, content: Mapping[str, Any]) -> None:
-        self.write_json("run.json", content)
+        self.write_json(self.name, content)
 
     def finish(self, **more: Any) -> None:
         """Marks the run complete and adds to its record."""
@@ -113,20 +129,25 @@ class RunFolder:
 
     def has(self, name: str) -> bool:
         """Whether a block of the cache is complete."""
-        return (self.path / "jacobian" / name).is_dir()
+        return (self.cache / name).is_dir()
 
     def save(self, name: str, arrays: Arrays) -> None:
         """Writes a block of the cache, blocking: when this returns the block survives a kill."""
-        place = self.path / "jacobian" / name
+        place = self.cache / name
         with writing(place):
             place.parent.mkdir(exist_ok=True)
             # It refuses an empty array.
             ocp.save(str(place), {k: v for k, v in arrays.items() if v.size})
             processes.wait(name)
 
+    def drop(self, name: str) -> None:
+        """Deletes a block of the cache."""
+        if processes.writes():
+            shutil.rmtree(self.cache / name, ignore_errors=True)
+
     def parts(self, name: str) -> list[str]:
         """Names of the complete parts of a block."""
-        names = (p.name for p in (self.path / "jacobian").glob(f"{name}-*") if p.is_dir())
+        names = (p.name for p in (self.cache).glob(f"{name}-*") if p.is_dir())
         own = (part for part in names if part[len(name) + 1 :].isdigit())
         return sorted(own, key=_number)
 
@@ -141,7 +162,7 @@ class RunFolder:
         Raises:
             InputError: it is damaged.
         """
-        place = self.path / "jacobian" / name
+        place = self.cache / name
         try:
             like = ocp.metadata(str(place)).metadata
             wanted = {

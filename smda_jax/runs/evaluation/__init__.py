@@ -1,0 +1,1 @@
+"""How a model behaves on prompts: soft metrics, and answers that are judged."""

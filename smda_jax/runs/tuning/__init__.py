@@ -1,0 +1,1 @@
+"""Fine-tuning a model, and reading what came of it."""
