@@ -13,6 +13,7 @@ from typing import Annotated, Any, NamedTuple
 from smda_jax.errors import InputError
 from smda_jax.runs.commands import Fit, Inspect, Report, Sweep, Verify
 from smda_jax.runs.config import Attribute, Demo, Plan
+from smda_jax.runs.evaluation.config import Evaluate
 from smda_jax.runs.folder.replay import from_run
 from smda_jax.runs.tuning.config import Finetune
 
@@ -78,6 +79,12 @@ def _finetune(command: Finetune, console: Any) -> None:
     finetune(command, console)
 
 
+def _evaluate(command: Evaluate, console: Any) -> None:
+    from smda_jax.runs.evaluation.evaluate import evaluate
+
+    evaluate(command, console)
+
+
 class Command(NamedTuple):
     """A row of the table of commands.
 
@@ -101,6 +108,7 @@ COMMANDS = {
     "verify": Command(Verify, _verify),
     "fit": Command(Fit, _fit),
     "finetune": Command(Finetune, _finetune, continues=True),
+    "evaluate": Command(Evaluate, _evaluate, continues=True),
     "report": Command(Report, _report),
     "demo": Command(Demo, _demo, continues=True),
     "inspect": Command(Inspect, _inspect),

@@ -1,8 +1,10 @@
 """Chats: from text to the token ids the model is run on."""
 
+import json
 import sys
 import unicodedata
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,20 @@ class Chat:
     def kind(self) -> str:
         """The tokenizer's class, as transformers takes it from `tokenizer_config.json`."""
         return type(self.tokenizer).__name__
+
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """Tokens that end an answer: of the template's turn, of the tokenizer, and what
+        `generation_config.json` says."""
+        found: list[Any] = [self.end_of_turn, self.tokenizer.eos_token_id]
+        path = self.folder / "generation_config.json"
+        if path.is_file():
+            try:
+                said = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+            except (OSError, ValueError, AttributeError) as error:
+                raise InputError(path, f"cannot be read: {error}") from error
+            found += said if isinstance(said, list) else [said]
+        return frozenset(token for token in found if isinstance(token, int))
 
     def _settle_beginning(self) -> None:
         """Exactly one begin-of-text token, where the tokenizer has one to add."""

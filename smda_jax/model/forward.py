@@ -17,7 +17,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from smda_jax.kernels.packing import Packing
-from smda_jax.model.attention import Heads, Past, mix
+from smda_jax.model.attention import Cache, Heads, Past, mix
 from smda_jax.model.config import ModelConfig
 from smda_jax.model.norms import along_rows, normalise
 from smda_jax.model.operations import Linear, Scale
@@ -77,13 +77,13 @@ class Context(NamedTuple):
     """What surrounds the rows of a block.
 
     Attributes:
-        past: keys and values of tokens that come before every row.
+        past: keys and values of tokens that come before every row; or of each row's own.
         packing: of rows that are packed into lanes.
         ends: the only tokens of each row that the block's output is asked for: what mixes no
             tokens is done at these alone.
     """
 
-    past: Past | None = None
+    past: Past | Cache | None = None
     packing: Packing | None = None
     ends: Int[Array, "row position"] | None = None
 
@@ -93,12 +93,13 @@ class BlockOutput(NamedTuple):
 
     Attributes:
         streams: by the names in `SITES`.
-        past: keys and values of row 0; None where rows are packed.
+        past: keys and values of row 0, or of all rows that have a cache; None where rows are
+            packed.
         inputs: of every operation, by the name of the input.
     """
 
     streams: dict[str, Array]
-    past: Past | None
+    past: Past | Cache | None
     inputs: dict[str, Array]
 
 
@@ -249,13 +250,14 @@ class Hidden(NamedTuple):
         x: the last residual stream, at the tokens asked for.
         reads: the streams asked for, each at its layers.
         kept: what was asked to be kept, layer axis first.
-        past: keys and values of row 0; None where rows are packed.
+        past: keys and values of row 0, or of all rows that have a cache; None where rows are
+            packed.
     """
 
     x: Float[Array, "row token_or_position hidden"]
     reads: tuple[Float[Array, "layer row position hidden"], ...]
     kept: dict[str, Float[Array, "layer row token _"]]
-    past: Past | None
+    past: Past | Cache | None
 
 
 def run_blocks(

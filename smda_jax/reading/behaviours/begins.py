@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float
 
 from smda_jax.data.records import Prompts
@@ -57,6 +58,10 @@ class Begins:
     def value(self, seen: Seen) -> Float[Array, " prompt"]:
         """See `Behaviour`."""
         return jax.nn.logsumexp(log_probabilities(self.targets, seen.logits), axis=-1)
+
+    def probability(self, y: Float[np.ndarray, " *any"]) -> Float[np.ndarray, " *any"]:
+        """See `Behaviour`."""
+        return np.exp(y)
 
 
 def make(asking: Asking) -> Begins:

@@ -63,6 +63,10 @@ class Column:
         """See `Behaviour`."""
         return seen.given["y"][:, 0].astype(seen.h.dtype)
 
+    def probability(self, y: Float[np.ndarray, " *any"]) -> Float[np.ndarray, " *any"]:
+        """See `Behaviour`."""
+        return (y > self.shows_above).astype(float)
+
 
 def make(asking: Asking) -> Column:
     """The behaviour that a column of the prompts' data gives (`--column`, default y).

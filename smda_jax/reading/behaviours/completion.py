@@ -90,6 +90,10 @@ class Completion:
         chosen = jnp.where(weight != 0, own, jnp.zeros_like(own)) * weight
         return chosen.reshape(target.shape[0], -1).sum(axis=-1)
 
+    def probability(self, y: Float[np.ndarray, " *any"]) -> Float[np.ndarray, " *any"]:
+        """See `Behaviour`."""
+        return (y > self.shows_above).astype(float) if self.less or self.per_token else np.exp(y)
+
 
 def make(asking: Asking) -> Completion:
     """The behaviour of a column of the prompts' data (`--column`, default completion)."""

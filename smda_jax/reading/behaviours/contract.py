@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from smda_jax.data.records import Prompts
@@ -112,6 +113,11 @@ class Behaviour(Protocol):
 
     def value(self, seen: Seen) -> Float[Array, " prompt"]:
         """Y of every prompt."""
+        ...
+
+    def probability(self, y: Float[np.ndarray, " *any"]) -> Float[np.ndarray, " *any"]:
+        """How probable the behaviour is where Y is y; of a Y that is no probability, 1 where it is
+        above `shows_above` and 0 elsewhere."""
         ...
 
     def __hash__(self) -> int: ...

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float
 
 from smda_jax.data.records import Prompts
@@ -66,6 +67,10 @@ class Contrast:
         found = log_probabilities(self.targets, seen.logits)
         one, other = found[:, : self.first], found[:, self.first :]
         return jax.nn.logsumexp(one, axis=-1) - jax.nn.logsumexp(other, axis=-1)
+
+    def probability(self, y: Float[np.ndarray, " *any"]) -> Float[np.ndarray, " *any"]:
+        """See `Behaviour`."""
+        return 1 / (1 + np.exp(-y))
 
 
 def make(asking: Asking) -> Contrast:

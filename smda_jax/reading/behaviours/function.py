@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from jaxtyping import Array, Float
 
 from smda_jax.data.records import Prompts, digest
@@ -69,3 +70,7 @@ class Function:
     def value(self, seen: Seen) -> Float[Array, " prompt"]:
         """See `Behaviour`."""
         return self.function(seen)
+
+    def probability(self, y: Float[np.ndarray, " *any"]) -> Float[np.ndarray, " *any"]:
+        """See `Behaviour`."""
+        return (y > self.shows_above).astype(float)

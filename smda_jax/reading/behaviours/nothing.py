@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from smda_jax.data.records import Prompts
@@ -41,3 +42,7 @@ class Nothing:
     def value(self, seen: Seen) -> Float[Array, " prompt"]:
         """See `Behaviour`."""
         return jnp.zeros(seen.h.shape[0], seen.h.dtype)
+
+    def probability(self, y: Float[np.ndarray, " *any"]) -> Float[np.ndarray, " *any"]:
+        """See `Behaviour`."""
+        return np.zeros_like(y)

@@ -72,6 +72,10 @@ class Probe:
         bias = jnp.asarray(self.bias, seen.h.dtype)
         return seen.h @ jnp.asarray(self.direction, seen.h.dtype) + bias
 
+    def probability(self, y: Float[np.ndarray, " *any"]) -> Float[np.ndarray, " *any"]:
+        """See `Behaviour`."""
+        return (y > self.shows_above).astype(float)
+
 
 def make(asking: Asking) -> Probe:
     """The behaviour of a direction in a file, at the SAE's site unless told otherwise.
