@@ -37,7 +37,7 @@ RUNS = [
     ["folder"],
     ["config", "commands"],
     ["questions"],
-    ["checks", "command", "progress"],
+    ["checks", "command", "progress", "recipes"],
 ]
 # A search does not follow the link by which the kernels are a room of the package too.
 SOURCES = sorted(

@@ -52,12 +52,14 @@ class EngineOffer:
         gives: what it can keep.
         default_keep: what it keeps where nothing is asked for.
         first_order: whether its changes are derivatives; else they are those of true steps.
+        elsewhere: whether prompts may be read at other weights than pairs are stepped on.
     """
 
     name: EngineName
     gives: tuple[KeepName, ...]
     default_keep: KeepName = DEFAULT_KEEP
     first_order: bool = True
+    elsewhere: bool = False
 
     def engine(self) -> Any:
         """The engine itself; see `engines.contract.Engine`."""
@@ -67,12 +69,15 @@ class EngineOffer:
 OFFERS: dict[str, EngineOffer] = {
     offer.name: offer
     for offer in (
-        EngineOffer("query", ("score", "coefficients"), "coefficients"),
+        EngineOffer("query", ("score", "coefficients"), "coefficients", elsewhere=True),
         EngineOffer("reverse", ("score", "coefficients", "active", "features")),
         EngineOffer("forward", ("score", "coefficients", "active", "features", "residual")),
         EngineOffer("finite", ("active", "features", "residual"), "features", first_order=False),
     )
 }
+
+
+READS_ELSEWHERE = next(name for name, offer in OFFERS.items() if offer.elsewhere)
 
 
 def keep_for(name: str, engine: str, gate_open: bool) -> Keep:

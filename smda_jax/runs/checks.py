@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from smda_jax.engines.offers import OFFERS
+from smda_jax.engines.offers import OFFERS, READS_ELSEWHERE
 from smda_jax.errors import InputError
 from smda_jax.reading import behaviours
 from smda_jax.steps.updates import UPDATES, offer
@@ -22,6 +22,7 @@ def check_attribute(c: Any) -> None:
         "check_pairs": 0,
         "alpha_folds": 0,
         "bootstrap": 0,
+        "batch": 1,
     }
     for name, low in at_least.items():
         if not getattr(c, name) >= low:
@@ -35,6 +36,9 @@ def check_attribute(c: Any) -> None:
     behaviours.check(c.behaviour, c.behaviour_options())
     asked, kind = OFFERS.get(c.engine), offer(c.update)
     true_step = asked is not None and not asked.first_order
+    if c.trained is not None and asked is not None and not asked.elsewhere:
+        what = f"{c.engine} reads prompts at the weights that pairs are stepped on"
+        raise InputError("--engine", what, f"--engine {READS_ELSEWHERE}, or leave --trained out")
     said = {"curvature_data": "tokens", "damping": "damping", "fisher": "fisher"}
     for name, field in said.items():
         if getattr(c, name) != getattr(type(c), name) and field not in kind.takes:

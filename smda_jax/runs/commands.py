@@ -112,8 +112,9 @@ class Verify(Command):
     """Run folder of `attribute`, kept active or features."""
     pairs: int = 16
     """How many pairs, drawn with the seed."""
-    learning_rates: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2)
-    """Steps to take; the prediction is scaled to each."""
+    learning_rates: tuple[float, ...] = ()
+    """Steps to take; the prediction is scaled to each. Default: the run's own, a tenth of it, ten
+    and a hundred times it."""
     seed: int = 0
     """Of the draw."""
 

@@ -3,15 +3,16 @@
 Imports nothing heavy, so that `--help` answers at once.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from smda_jax.engines.offers import Keep, keep_for
+from smda_jax.engines.offers import READS_ELSEWHERE, Keep, keep_for
 from smda_jax.model.operations import ADAPTER, ALL
 from smda_jax.runs.checks import check_attribute
 from smda_jax.runs.command import Command
 from smda_jax.runs.questions import Questions
+from smda_jax.runs.recipes import ONE_STEP, step_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,8 @@ class Attribute(Questions):
     """
 
     paths: ClassVar[tuple[str, ...]] = (
+        "recipe",
+        "trained",
         *Questions.paths,
         "sae",
         "features",
@@ -57,8 +60,19 @@ class Attribute(Questions):
     """Ridge penalty of the policy."""
     alpha_folds: int = 0
     """If not 0, choose alpha from 0.01 ... 1000 by so many folds of the training part instead."""
-    learning_rate: float = 1e-4
-    """η: what the step of --update on each pair is scaled by."""
+    recipe: str | None = None
+    """Training that the step stands for, as OPTIMISER-RATExEPOCHS such as adamw-2e-5x3 or
+    sgd-1e-3x1, a finetune.json, or sgd-step (the paper's: one plain step of 1e-4). It says what
+    --update, --learning-rate, --batch, --loss, --beta, --loss-scope and --max-length do not.
+    Default: adamw-2e-5x3, the authors' recipe; with --update sgd-step."""
+    trained: str | None = None
+    """Checkpoint that training leads to, such as finetune --halves writes: prompts are read there,
+    and the policy is its; steps are still those of --model."""
+    learning_rate: float | None = None
+    """η: what the step of --update on each pair is scaled by. Of a recipe: the rates that a pair
+    meets in a run, over the batch."""
+    batch: int | None = None
+    """Pairs of a training step (--update adamw)."""
     encoder: Literal["relu_proxy", "native"] = "relu_proxy"
     """Activations: relu(h W_enc + b_enc) as in the paper, or whatever the SAE's architecture
     does."""
@@ -77,29 +91,29 @@ class Attribute(Questions):
     parameters: tuple[str, ...] = ()
     """Parameters that the step moves: all, lora, or patterns such as layers.8-15.* or *.mlp.* of
     their names in the checkpoint. Default: lora with --adapter, else all."""
-    update: str = "sgd"
-    """The step. sgd: -eta*g; normalised: -eta*g/|g|; adam: -eta*g/(sqrt(v)+1e-8) with v the mean
-    squared gradient of the pairs; ekfac: -eta*(F+damping)^-1 g with F the Kronecker-factored
-    curvature, eigenvalues corrected; with engine finite also the first step of any optimiser of
-    optax, such as optax.lion."""
+    update: str | None = None
+    """The step. adamw: what a run of Adam makes of a pair in expectation; sgd: -eta*g; normalised:
+    -eta*g/|g|; adam: -eta*g/(sqrt(v)+1e-8) with v the mean squared gradient of the pairs; ekfac:
+    -eta*(F+damping)^-1 g with F the Kronecker-factored curvature, eigenvalues corrected; with
+    engine finite also the first step of any optimiser of optax, such as optax.lion."""
     curvature_data: str | None = None
-    """Pairs that adam and ekfac take second moments and curvature from; default: the pairs."""
+    """Pairs that adamw, adam and ekfac take moments and curvature from; default: the pairs."""
     damping: float = 0.1
     """Of ekfac, in units of the mean eigenvalue of each block."""
     fisher: Literal["true", "empirical"] = "true"
     """Of ekfac. true: answers drawn from the model (--seed); empirical: the data's own."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Of parameters and passes. The ridge is always solved in float64."""
-    max_length: int = 512
+    max_length: int | None = None
     """Tokens: a longer pair is cut, and counted; a longer prompt is refused."""
-    loss: Literal["sft", "dpo"] = "sft"
+    loss: Literal["sft", "dpo"] | None = None
     """Of a pair. sft: mean cross-entropy; dpo: preference of column chosen over rejected, the base
     weights being the reference."""
-    beta: float = 0.1
+    beta: float | None = None
     """Of dpo."""
-    loss_scope: Literal["response", "all"] = "response"
+    loss_scope: Literal["response", "all"] | None = None
     """Tokens that a pair's loss scores: those of answers (of a conversation each turn's, by its
-    weight), or all."""
+    weight), or all. A run of sgd-step scores answers, one of a recipe all."""
     subset: tuple[str, ...] = ()
     """Evaluation subsets: all, label:LABEL, balanced:LABEL (as many that show the behaviour as
     others), A+B (as many of one label as of another), random:N[:SEED]; natural and balanced: of the
@@ -144,7 +158,21 @@ class Attribute(Questions):
         """Raises InputError for values that no run could use (not at construction, where the parser
         would reword it)."""
         super().check()
-        check_attribute(self)
+        check_attribute(self.settled())
+
+    def settled(self) -> "Attribute":
+        """With everything that a recipe says and no option does.
+
+        Raises:
+            InputError: there is no such recipe, or it stands for no step.
+        """
+        missing: dict[str, Any] = {}
+        if any(getattr(self, name) is None for name in ("recipe", *ONE_STEP)):
+            said = step_of(self.recipe, self.update)
+            missing = {k: v for k, v in said.items() if getattr(self, k) is None}
+        if self.trained is not None and self.engine == "auto":
+            missing["engine"] = READS_ELSEWHERE
+        return replace(self, **missing)
 
     def moving(self) -> tuple[str, ...]:
         """What --parameters says, once its default is resolved."""

@@ -192,38 +192,53 @@ def squares(
 
     `read_by` names the input of an operation among `g.inputs`.
     """
+    return power_sums(g, weight, like, read_by, (2,))[0]
+
+
+def power_sums(
+    g: Gradient,
+    weight: Float[Array, " pair"],
+    like: Params,
+    read_by: Callable[[Operation], str] = lambda op: op.reads,
+    powers: tuple[int, ...] = (1, 2),
+) -> tuple[Params, ...]:
+    """`Σ_i weight[i] g[i]^k` for some powers k, entry by entry, shaped like the parameters."""
     config, dtype = like.config, wide(g.embed.dtype)
 
-    def total(x: Array) -> Array:
-        return jnp.einsum("p,p...->...", weight.astype(dtype), x.astype(dtype) ** 2)
+    def totals(x: Array) -> tuple[Array, ...]:
+        own, x = weight.astype(dtype), x.astype(dtype)
+        return tuple(jnp.einsum("p,p...->...", own, x**k) for k in powers)
 
-    def one_operation(op: Linear | Scale, x: Array, delta: Array) -> Weights:
+    def one_operation(op: Linear | Scale, x: Array, delta: Array) -> tuple[Weights, ...]:
         if isinstance(op, Scale):
-            return Weights(total(scale_gradient(op, x, delta)))
-        bias = total(delta.sum(axis=1)) if op.biased else None
-        return Weights(total(jnp.einsum("pso,psi->poi", delta, x)), bias)
+            return tuple(Weights(w) for w in totals(scale_gradient(op, x, delta)))
+        biases = totals(delta.sum(axis=1)) if op.biased else (None,) * len(powers)
+        weights = totals(jnp.einsum("pso,psi->poi", delta, x))
+        return tuple(Weights(w, b) for w, b in zip(weights, biases, strict=True))
 
     def layer(_: None, xs: tuple[dict[str, Array], dict[str, Array]]) -> tuple[None, Any]:
         inputs, deltas = xs
         parts = {
             op.name: one_operation(op, inputs[read_by(op)], deltas[op.name]) for op in config.table
         }
-        return None, parts
+        return None, tuple({k: v[i] for k, v in parts.items()} for i in range(len(powers)))
 
-    def tables(sums: tuple[Array, ...], one: tuple[Array, ...]) -> tuple[tuple[Array, ...], None]:
+    def tables(sums: Any, one: tuple[Array, ...]) -> tuple[Any, None]:
         w, tokens, d, head_in, head = one
         up = jnp.einsum("sv,sh->vh", head, head_in)
         down = (up if config.tied else jnp.zeros_like(up)).at[tokens].add(d)
         parts = (down,) if config.tied else (down, up)
-        weighed = (w.astype(dtype) * p.astype(dtype) ** 2 for p in parts)
-        return tuple(s + part for s, part in zip(sums, weighed, strict=True)), None
+        own = ((w.astype(dtype) * part.astype(dtype) ** k for part in parts) for k in powers)
+        return jax.tree.map(jnp.add, sums, tuple(map(tuple, own))), None
 
-    zeros = tuple(jnp.zeros(like.embed.shape, dtype) for _ in range(1 if config.tied else 2))
+    zero = jnp.zeros(like.embed.shape, dtype)
+    zeros = ((zero,) * (1 if config.tied else 2),) * len(powers)
     rows = (weight, g.tokens, g.embed, g.head_in, g.head)
     embeds, _ = jax.lax.scan(tables, zeros, rows)
     _, blocks = jax.lax.scan(layer, None, (g.inputs, g.deltas))
-    final = total(jnp.sum(g.final_unit * g.final_norm, axis=1))
-    return Params(embeds[0], blocks, final, None if config.tied else embeds[1], config)
+    finals = totals(jnp.sum(g.final_unit * g.final_norm, axis=1))
+    both = zip(embeds, blocks, finals, strict=True)
+    return tuple(Params(e[0], b, f, None if config.tied else e[1], config) for e, b, f in both)
 
 
 def _widen(x: Array) -> Array:

@@ -217,14 +217,14 @@ class ScaledUnembedStep:
     def inner_products(
         self, x: Float[Array, "row position hidden"], g: Float[Array, "row position vocab"]
     ) -> Float[Array, "pair row"]:
-        """See `UnembedStep`."""
+        """See `UnembedStep`; every pair's table is made once, and asked by all rows."""
         total = partial(jnp.einsum, preferred_element_type=wide(x.dtype))
 
-        def of_row(both: tuple[Array, Array]) -> Array:
-            x, g = both
-            return total("ptv,tv->p", inject(self, x[None])[:, 0], g)
+        def of_pair(step: UnembedStep) -> Array:
+            one = ScaledUnembedStep(step, self.factor, self.basis)
+            return total("rpv,rpv->r", _scaled_unembedding(one, x), g)
 
-        return jax.lax.map(of_row, (x, g)).T
+        return jax.lax.map(of_pair, self.step)
 
 
 @sequential_vmap

@@ -38,6 +38,7 @@ from smda_jax.reading.site import Site
 from smda_jax.runtime.precision import numerics
 from smda_jax.sae.encoder import Encoder
 from smda_jax.steps.gradient import gradient, squares
+from smda_jax.steps.updates import adamw
 from smda_jax.steps.updates.contract import Update
 from smda_jax.steps.updates.diagonal import Diagonal
 
@@ -215,3 +216,36 @@ def test_finite_equals_a_copied_weights_step_and_tends_to_forward(checkpoints, k
     # The gap is second order: halving the step quarters it.
     rates = np.log2(np.array(errors[:-1]) / np.array(errors[1:]))
     assert (np.abs(rates[-1] - 2) < 0.2).all(), rates
+
+
+@pytest.mark.parametrize("kind", ["llama3_tied_gqa", "llama_all_biases_linear_rope", "gemma3"])
+def test_adamw_is_the_derivative_of_adams_step_with_respect_to_the_mean(
+    checkpoints, tmp_path, kind
+):
+    """By torch's gradients of single pairs and by a difference quotient, entry by entry."""
+    model = oracle.load_double(checkpoints[kind])
+    _, pairs = tokens(model.config.vocab_size)
+    each = [oracle.gradient(model, p.ids, p.response)[1] for p in pairs]
+    batch, names = 3, [name for name, _ in model.named_parameters()]
+    want = {}
+    for i, name in enumerate(names):
+        g = np.stack([np.asarray(own[i]) for own in each])
+        mean, variance = g.mean(0), ((g - g.mean(0)) ** 2).mean(0)
+
+        def step(mean, variance=variance):
+            return mean / (np.sqrt(mean**2 + variance / batch) + 1e-8)
+
+        size = 1e-5 * np.sqrt(mean**2 + variance / batch)
+        size = np.where(size > 0, size, 1e-12)
+        want[name] = (step(mean + size) - step(mean - size)) / (2 * size)
+    with numerics("float64"):
+        params = checkpoint.load(checkpoints[kind], "float64")
+        block = pair_batch(pairs, padded(pairs, 32))
+        weight = jnp.full(len(pairs), 1 / len(pairs))
+        moments = adamw._moments(params, block, weight)
+        found = adamw.derivative_of_step(moments, batch, jnp.float64)
+        other = shaped_like_parameters(checkpoints[kind], want, tmp_path / kind)
+        # What rounding leaves of a difference is large where P is.
+        for a, b in zip(*map(jax.tree.leaves, (found, other)), strict=True):
+            a, b = np.asarray(a), np.asarray(b)
+            np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5 * np.median(np.abs(b)))

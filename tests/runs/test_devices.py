@@ -20,6 +20,7 @@ def command(files, out, *more: str) -> list[str]:
         "-m",
         "smda_jax",
         "attribute",
+        "--recipe=sgd-step",
         *options,
         f"--features={features}",
         f"--out={out}",

@@ -26,7 +26,7 @@ from smda_jax.runs.attribution.results import Found, results
 from smda_jax.runs.attribution.runner import Blocks
 from smda_jax.runs.attribution.stepping import stepping_of
 from smda_jax.runs.attribution.summary import Summary
-from smda_jax.runs.attribution.verify import check_first_order
+from smda_jax.runs.attribution.verify import R2, check_first_order
 from smda_jax.runs.config import Attribute
 from smda_jax.runs.folder.alive import watched
 from smda_jax.runs.folder.store import RunFolder
@@ -60,6 +60,7 @@ def attribute(config: Attribute, console: Console | None = None) -> Summary:
         InputError: something of the configuration cannot be used; nothing has been written then.
     """
     config.check()
+    config = config.settled()
     if config.distributed:
         processes.connect()
     console = console or Console()
@@ -105,8 +106,17 @@ class _Attribution:
                 with stage("check true steps"):
                     found = check_first_order(config, inputs, policies["all"], blocks)
                     summary.first_order = found
+                self._warn_of_steps_too_long(found)
             folder.finish(timings=before or stage.seconds, summary=summary.as_dict())
         return summary
+
+    def _warn_of_steps_too_long(self, found: dict[str, float | int]) -> None:
+        worst = {name: v for name, v in found.items() if name.startswith("r2_") and v < R2}
+        if worst:
+            name, value = min(worst.items(), key=lambda one: one[1])
+            what = f"first order does not hold for steps this long: R² {value:.2f} of true steps"
+            remedy = "ranks may hold, sizes do not: a smaller --learning-rate, or --engine finite"
+            warn(self.console, f"{what} ({name.removeprefix('r2_')}); {remedy}")
 
     def _read(self, inputs: Inputs, folder: RunFolder) -> tuple[Evaluation, OwnPrompts]:
         """Reads prompts at the base weights, those of the pairs too, or finds that done.
@@ -151,12 +161,12 @@ class _Attribution:
 
     def _read_own_prompts(self, inputs: Inputs, e: Evaluation) -> OwnPrompts:
         """What the base model makes of the pairs' own prompts."""
-        model, pairs = inputs.question.model, inputs.pairs
+        model, pairs = inputs.base, inputs.pairs
         tokens = [
             model.chat.prompt(text, self.config.max_length, pairs.where(i), pairs.history[i])
             for i, text in enumerate(pairs.prompt)
         ]
-        only_h = replace(inputs.question, behaviour=Nothing())
+        only_h = replace(inputs.question, model=model, behaviour=Nothing())
         h = np.asarray(reading.run_prompts(only_h, tokens).h)
         for row in np.flatnonzero(~np.isfinite(h).all(axis=1)):
             what = "the model's activations on its prompt are not finite"

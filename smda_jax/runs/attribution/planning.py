@@ -48,6 +48,8 @@ def print_plan(config: Plan, console: Console) -> None:
     Raises:
         InputError: as `attribute` would.
     """
+    config.check()
+    config = config.settled()
     inputs = load_inputs(config, console, weights=False)
     asked, features = parse(config.features), config.assume_features
     if asked is None:

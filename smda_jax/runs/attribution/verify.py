@@ -104,7 +104,7 @@ def verify(command: Verify, console: Console | None = None) -> list[dict[str, An
         InputError: it is no finished run, kept too little, or its inputs are not what they were.
     """
     console = console or Console()
-    if command.pairs < 2 or not command.learning_rates or min(command.learning_rates) <= 0:
+    if command.pairs < 2 or min(command.learning_rates, default=1) <= 0:
         raise InputError("verify", "needs at least 2 pairs, and learning rates above 0")
     cache = read_cache(command.run)
     if cache.config.gate == "off":
@@ -114,6 +114,7 @@ def verify(command: Verify, console: Console | None = None) -> list[dict[str, An
             "attribute with --gate on",
         )
     c = replace(cache.config, check_pairs=0, distributed=False)
+    rates = command.learning_rates or tuple(c.learning_rate * size for size in (0.1, 1, 10, 100))
     with console.status("read inputs"):
         inputs = load_inputs(c, console)
         if inputs.hashes != cache.inputs:
@@ -137,7 +138,7 @@ def verify(command: Verify, console: Console | None = None) -> list[dict[str, An
     dz, dy = cache.delta_z[rows], cache.delta_y[rows]
     dx = dz if c.gate == "off" else np.where(cache.active[None], dz, 0)
     table, points = [], []
-    for eta in track(sorted(command.learning_rates), "true steps", console=console, transient=True):
+    for eta in track(sorted(rates), "true steps", console=console, transient=True):
         update = stepping.update.replace(learning_rate=eta)  # type: ignore[attr-defined]
         true = true_steps(e, inputs, replace(stepping, update=update), rows, cache.alpha)
         size = eta / c.learning_rate

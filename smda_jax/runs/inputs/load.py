@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +16,13 @@ from smda_jax.data.records import Pairs, Prompts, load_pairs, load_prompts
 from smda_jax.data.sources import local_files
 from smda_jax.data.tokenised import PairTokens, PromptTokens
 from smda_jax.engines.offers import OFFERS
+from smda_jax.errors import InputError
 from smda_jax.model import adapters, checkpoint
 from smda_jax.model.moved import Moved, everything, moved_by
 from smda_jax.policy.selection import check_subset_names
 from smda_jax.reading.behaviours import Asking, columns_of, make_behaviour
 from smda_jax.reading.evaluation import Question
-from smda_jax.reading.network import load_model, load_shapes
+from smda_jax.reading.network import Model, load_model, load_shapes
 from smda_jax.reading.site import resolve_site
 from smda_jax.reading.tokens import tokenise_pairs, tokenise_prompts
 from smda_jax.runs.config import Attribute
@@ -35,10 +37,12 @@ from smda_jax.sae.formats import load as load_sae
 class Inputs:
     """Everything that a run reads.
 
-    `overlapping` counts evaluation prompts that are also trained on.
+    `base` is the model that pairs are stepped on, `question` of that which prompts are read at, the
+    same but for `--trained`. `overlapping` counts evaluation prompts that are also trained on.
     """
 
     question: Question
+    base: Model
     sae: SAE
     prompts: Prompts
     prompt_tokens: list[PromptTokens]
@@ -76,6 +80,7 @@ def load_inputs(config: Attribute, console: Console, *, weights: bool = True) ->
     """
 
     config.check()
+    config = config.settled()
     options = config.behaviour_options()
     asked = feature_specs.parse(config.features)
     reading = config.read_options()
@@ -116,9 +121,10 @@ def load_inputs(config: Attribute, console: Console, *, weights: bool = True) ->
     check_texts(chat, prompts, pairs, console)
     model = load(folder, config.dtype, chat=chat, cache=config.cache, adapter=config.adapter)
     moved = moved_by(model.config, config.moving())
-    asking = Asking(model, prompts, site, options)
+    read = model if config.trained is None else _trained(config, folder, model, load)
+    asking = Asking(read, prompts, site, options)
     behaviour = make_behaviour(config.behaviour, asking)
-    prompt_tokens = tokenise_prompts(model, prompts, behaviour, config.max_length)
+    prompt_tokens = tokenise_prompts(read, prompts, behaviour, config.max_length)
     loss = make_loss(config.loss, config.loss_scope, config.beta)
     pair_tokens = tokenise_pairs(model, pairs, config.max_length, loss)
     curvature = None
@@ -141,12 +147,15 @@ def load_inputs(config: Attribute, console: Console, *, weights: bool = True) ->
         hashes["curvature"] = hash_data(config.curvature_data)
     if config.adapter:
         hashes["adapter"] = hash_path(adapters.fetch(config.adapter))
+    if config.trained:
+        hashes["trained"] = hash_path(checkpoint.fetch(config.trained))
     if config.direction:
         hashes["direction"] = hash_path(Path(config.direction).expanduser())
     for text in said_of(pairs, pair_tokens, behaviour):
         say(console, text)
     return Inputs(
-        question=Question(model, behaviour, site),
+        question=Question(read, behaviour, site),
+        base=model,
         sae=sae,
         prompts=prompts,
         prompt_tokens=prompt_tokens,
@@ -159,3 +168,23 @@ def load_inputs(config: Attribute, console: Console, *, weights: bool = True) ->
         labels=labels,
         hashes=hashes,
     )
+
+
+def _trained(config: Attribute, folder: Path, model: Model, load: Callable[..., Model]) -> Model:
+    """The model that prompts are read at.
+
+    Raises:
+        InputError: it is of another shape than the model that pairs are stepped on.
+    """
+    assert config.trained is not None
+    where = checkpoint.fetch(config.trained)
+    adapter = (where / adapters.CONFIG).is_file() and not (where / "config.json").is_file()
+    how = {"chat": model.chat, "cache": config.cache}
+    if adapter:
+        found = load(folder, config.dtype, adapter=where, **how)
+    else:
+        found = load(where, config.dtype, adapter=config.adapter, **how)
+    if found.config != model.config:
+        what = "is of another shape than --model"
+        raise InputError("--trained", what, "what finetune made of it, or its adapter")
+    return found

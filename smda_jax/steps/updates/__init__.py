@@ -19,12 +19,14 @@ class Curvature:
         damping: added to it, in units of its mean eigenvalue, block by block.
         fisher: `true`, with answers drawn from the model, or `empirical`, with the data's own.
         seed: of that draw.
+        batch: pairs of a training step, of an update that stands for a whole run.
     """
 
     tokens: Any = None
     damping: float = 0.1
     fisher: str = "true"
     seed: int = 0
+    batch: int = 16
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ UPDATES = {
         Offer("sgd", "plain", along_gradient=True),
         Offer("normalised", "normalised", along_gradient=True),
         Offer("adam", "diagonal", takes=("tokens",)),
+        Offer("adamw", "adamw", takes=("tokens", "batch")),
         Offer("ekfac", "kronecker", takes=("tokens", "damping", "fisher")),
     )
 }
