@@ -75,11 +75,11 @@ def main(benchmark: Benchmark) -> None:
     times = []
     for _ in range(4):
         start = time.perf_counter()
-        steps = steps_in_groups(Stepping(model, Update(config.learning_rate)), tokens)
+        steps = steps_in_groups(Stepping(model, Update(config.step.learning_rate)), tokens)
         smda.reverse(evaluation, steps.groups)
         times.append(time.perf_counter() - start)
     engine = statistics.median(times[1:]) / block
-    _, _, loop_times = loop.run(some, config.learning_rate)
+    _, _, loop_times = loop.run(some, config.step.learning_rate)
     with tempfile.TemporaryDirectory() as folder:
         # Once without a compiled program, and once with those that the first left.
         own = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"} | {

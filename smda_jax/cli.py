@@ -14,6 +14,7 @@ from smda_jax.errors import InputError
 from smda_jax.runs.commands import Fit, Inspect, Report, Sweep, Verify
 from smda_jax.runs.config import Attribute, Demo, Plan
 from smda_jax.runs.evaluation.config import Evaluate
+from smda_jax.runs.experiment.config import Curate, Experiment, Validate
 from smda_jax.runs.folder.replay import from_run
 from smda_jax.runs.tuning.config import Finetune
 
@@ -85,6 +86,28 @@ def _evaluate(command: Evaluate, console: Any) -> None:
     evaluate(command, console)
 
 
+def _curate(command: Curate, console: Any) -> None:
+    from smda_jax.runs.experiment.curate import curate
+
+    curate(command, console)
+
+
+def _experiment(command: Experiment, console: Any) -> None:
+    from smda_jax.report.page import report
+    from smda_jax.runs.experiment.experiment import experiment
+
+    if experiment(command, console):
+        report(Report(run=command.run), console)
+
+
+def _validate(command: Validate, console: Any) -> None:
+    from smda_jax.report.page import report
+    from smda_jax.runs.experiment.validate import validate
+
+    if validate(command, console):
+        report(Report(run=command.run), console)
+
+
 class Command(NamedTuple):
     """A row of the table of commands.
 
@@ -109,6 +132,9 @@ COMMANDS = {
     "fit": Command(Fit, _fit),
     "finetune": Command(Finetune, _finetune, continues=True),
     "evaluate": Command(Evaluate, _evaluate, continues=True),
+    "curate": Command(Curate, _curate),
+    "experiment": Command(Experiment, _experiment, continues=True),
+    "validate": Command(Validate, _validate, continues=True),
     "report": Command(Report, _report),
     "demo": Command(Demo, _demo, continues=True),
     "inspect": Command(Inspect, _inspect),

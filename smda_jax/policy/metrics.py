@@ -55,8 +55,8 @@ def with_intervals(
 ) -> dict[str, Interval]:
     """`soft_metrics`, each with its interval; NaN for an interval of no resamples."""
     value = soft_metrics(p, should)
-    drawn = soft_metrics(p, should, resamples(len(p), count, seed)) if count else None
-    return {name: _interval(float(value[name]), drawn and drawn[name]) for name in METRICS}
+    drawn = soft_metrics(p, should, resamples(len(p), count, seed)) if count else {}
+    return {name: _interval(float(value[name]), drawn.get(name)) for name in METRICS}
 
 
 def mean_interval(p: Float[np.ndarray, " prompt"], count: int, seed: int) -> Interval:

@@ -56,6 +56,16 @@ class Run:
     pair_order: Int[np.ndarray, " shown"]  # empty where only scores were kept
     feature_order: Int[np.ndarray, " feature"]
 
+    @cached_property
+    def experiment(self) -> dict[str, Any] | None:
+        """What acting on the run came to; None where nobody has."""
+        return _json_beside(self.path / "experiment" / "experiment.json")
+
+    @cached_property
+    def validation(self) -> dict[str, Any] | None:
+        """How good the run's figures are; None where nobody has looked."""
+        return _json_beside(self.path / "validation.json")
+
     @property
     def classes(self) -> list[str]:
         """Of the pairs, in order of appearance."""
@@ -92,6 +102,13 @@ class Run:
         table = self.tables.get("features.parquet", {})
         rows = [i for i, name in enumerate(table.get("class", ())) if name == "all"]
         return {key: [values[i] for i in rows] for key, values in table.items()}
+
+
+def _json_beside(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except ValueError as error:
+        raise InputError(path, f"cannot be read: {error}", "delete it") from error
 
 
 def rows_of(table: Columns) -> list[dict[str, Any]]:
@@ -216,6 +233,13 @@ def content(run: Run, *, redact: bool = False) -> dict[str, Any]:
         "agreement": _short(run.tables["agreement.parquet"]),
         "candidates": _short(candidates),
         "verify": _short(run.tables.get("verify.parquet", {})),
+        "validation": _short(run.tables.get("validation.parquet", {})),
+        "experiment": run.experiment
+        and {
+            "arms": _short(run.tables.get("experiment/experiment.parquet", {})),
+            "shifts": _short(run.tables.get("experiment/shifts.parquet", {})),
+            **run.experiment,
+        },
         "verify_points": _short(run.tables.get("verify_points.parquet", {})),
         "redacted": redact,
         "columns": {

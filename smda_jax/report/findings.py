@@ -54,7 +54,18 @@ def words(name: str) -> str:
 
 def findings(run: Run) -> list[str]:
     """The sentences, the most important first."""
-    parts = (_behaviour, _fit, _coefficients, _gap, _most, _small, _off_target, _flags)
+    parts = (
+        _decided,
+        _step,
+        _behaviour,
+        _fit,
+        _coefficients,
+        _gap,
+        _most,
+        _small,
+        _off_target,
+        _flags,
+    )
     said = [sentence for part in parts for sentence in part(run)]
     return [*said, *_score_flags(run), *_planted(run), *_first_order(run)]
 

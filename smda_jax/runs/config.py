@@ -12,7 +12,7 @@ from smda_jax.model.operations import ADAPTER, ALL
 from smda_jax.runs.checks import check_attribute
 from smda_jax.runs.command import Command
 from smda_jax.runs.questions import Questions
-from smda_jax.runs.recipes import ONE_STEP, step_of
+from smda_jax.runs.recipes import Step, step_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,16 +23,16 @@ class Attribute(Questions):
     The same command on the same folder continues an interrupted run.
     """
 
-    paths: ClassVar[tuple[str, ...]] = (
+    named_files: ClassVar[tuple[str, ...]] = (
         "recipe",
         "trained",
-        *Questions.paths,
+        *Questions.named_files,
         "sae",
         "features",
         "feature_labels",
         "cache",
     )
-    data: ClassVar[tuple[str, ...]] = (*Questions.data, "pairs", "curvature_data")
+    named_data: ClassVar[tuple[str, ...]] = (*Questions.named_data, "pairs", "curvature_data")
 
     sae: str
     """SAE: folder or file, or Hub id as owner/name[@revision][:folder] (formats in
@@ -131,6 +131,9 @@ class Attribute(Questions):
     bootstrap: int = 1000
     """Resamples of the prompts behind the intervals (95 %) of coefficients, shifts, scores and
     flags; 0: none."""
+    tokens: tuple[str, ...] = ()
+    """Write tokens.parquet: what each token of a pair contributes to score, mean_delta_y, or the
+    coefficient of a feature (its id)."""
     check_pairs: int = 0
     """After the run, compare so many pairs with their true step (engine finite, float64)."""
     pair_block: int = 0
@@ -167,12 +170,18 @@ class Attribute(Questions):
             InputError: there is no such recipe, or it stands for no step.
         """
         missing: dict[str, Any] = {}
-        if any(getattr(self, name) is None for name in ("recipe", *ONE_STEP)):
+        if any(getattr(self, name) is None for name in ("recipe", *Step._fields)):
             said = step_of(self.recipe, self.update)
             missing = {k: v for k, v in said.items() if getattr(self, k) is None}
         if self.trained is not None and self.engine == "auto":
             missing["engine"] = READS_ELSEWHERE
         return replace(self, **missing)
+
+    @property
+    def step(self) -> Step:
+        """The step, once everything is said. Raises InputError: see `settled`."""
+        settled = self.settled()
+        return Step(*(getattr(settled, name) for name in Step._fields))
 
     def moving(self) -> tuple[str, ...]:
         """What --parameters says, once its default is resolved."""

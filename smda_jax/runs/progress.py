@@ -21,5 +21,6 @@ def bar(console: Console, name: str, done: float | int = 0.0) -> Iterator[Share]
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(name, total=1.0, completed=done)
+        task = progress.add_task(name, total=1.0)
+        progress.advance(task, done)
         yield lambda share: progress.advance(task, share)

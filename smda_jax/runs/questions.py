@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class Questions(Command):
     """A model, evaluation prompts, and what is asked of them."""
 
-    paths: ClassVar[tuple[str, ...]] = ("model", "adapter", "out", "direction")
-    data: ClassVar[tuple[str, ...]] = ("eval",)
+    named_files: ClassVar[tuple[str, ...]] = ("model", "adapter", "out", "direction")
+    named_data: ClassVar[tuple[str, ...]] = ("eval",)
 
     model: str
     """Hugging Face checkpoint: folder, or Hub id as owner/name[@revision] (safetensors, of a family

@@ -2,9 +2,25 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smda_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from smda_jax.data.losses import LossName, LossScope
+
+
+class Step(NamedTuple):
+    """The step that a run is of: options of attribute, once its recipe has said the rest."""
+
+    update: str
+    learning_rate: float
+    batch: int
+    loss: "LossName"
+    beta: float
+    loss_scope: "LossScope"
+    max_length: int
+
 
 DEFAULT, STEP = "adamw-2e-5x3", "sgd-step"
 # The paper's own step, and what runs took before there were recipes.

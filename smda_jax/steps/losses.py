@@ -34,6 +34,14 @@ def scored_sums(
     params: Params, batch: PairBatch, taps: TapSource = NO_TAPS, keep: tuple[str, ...] = ()
 ) -> tuple[Float[Array, "pair row"], dict[str, Array]]:
     """What losses are made of: weighted sums of the cross-entropies of every pair's rows."""
+    weighted, kept = scored_tokens(params, batch, taps, keep)
+    return jnp.sum(weighted, axis=-1).reshape(batch.pairs, batch.loss.rows), kept
+
+
+def scored_tokens(
+    params: Params, batch: PairBatch, taps: TapSource = NO_TAPS, keep: tuple[str, ...] = ()
+) -> tuple[Float[Array, "lane row position"], dict[str, Array]]:
+    """What the sums are made of: every scored token's cross-entropy, weighted."""
     logits, kept = _scored(params, batch, taps, keep)
     logits, target = logits.astype(wide(logits.dtype)), jnp.asarray(batch.target)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, target)
@@ -41,7 +49,7 @@ def scored_sums(
     # Chosen before they are weighed: a loss that is not finite, times zero, would spoil the others
     # of its lane.
     own = jnp.where(weight > 0, losses[:, None], jnp.zeros_like(weight))
-    return jnp.sum(own * weight, axis=-1).reshape(batch.pairs, batch.loss.rows), kept
+    return own * weight, kept
 
 
 def scored_logits(params: Params, batch: PairBatch) -> Float[Array, "lane position vocab"]:

@@ -143,7 +143,7 @@ class Training:
             TooLargeError: not even one pair at a time fits into memory.
         """
         order = side_by_side(orders)
-        state = self.begin(len(orders)) if state is None else state
+        at = self.begin(len(orders)) if state is None else state
         most, total = self.steps_a_call(order), order.pair.shape[1]
         size, done = order.pair.shape[2], first
         with numerics(self.model.dtype):
@@ -152,9 +152,9 @@ class Training:
                 count = min(most, ahead)
                 some = slice(done, done + count)
 
-                def advance(size: int, some: slice = some, state: State = state) -> Any:
+                def advance(size: int, some: slice = some, at: State = at) -> Any:
                     steps = self._steps(order, some, most, size)
-                    return _advance.run(state, steps, recipe=self.recipe, **self._static())
+                    return _advance.run(at, steps, **self._static())
 
                 kept = {}
 
@@ -162,14 +162,17 @@ class Training:
                     kept["size"] = part
                     return advance(part)
 
-                state, losses = halving(smaller, size)
+                at, losses = halving(smaller, size)
                 size, done = kept["size"], done + count
-                each(done, state, np.asarray(losses, np.float64)[:, :count])
-        return state
+                each(done, at, np.asarray(losses, np.float64)[:, :count])
+        return at
 
     def _static(self) -> dict[str, Any]:
         same = self.compute is None or jnp.dtype(self.compute) == self.model.dtype
-        return {"moved": self.moved, "compute": None if same else self.compute}
+        # What else a recipe says is in the steps: one program serves many recipes.
+        r = self.recipe
+        rule = Recipe(optimiser=r.optimiser, weight_decay=r.weight_decay, clip=r.clip)
+        return {"recipe": rule, "moved": self.moved, "compute": None if same else self.compute}
 
     def _steps(self, order: Order, some: slice, most: int, size: int) -> Steps:
         """Steps of all runs as arrays; filled up to `most` steps, and cut into parts of a size."""
@@ -266,7 +269,8 @@ def _advance(
 
         dtype = step.weight.dtype
         nothing = (jnp.zeros((), dtype), jax.tree.map(jnp.zeros_like, state.params))
-        (value, g), _ = jax.lax.scan(add, nothing, (step.batch, step.weight, step.reference))
+        parts: Any = (step.batch, step.weight, step.reference)
+        (value, g), _ = jax.lax.scan(add, nothing, parts)
         g = g if moved is None else moved.masked(g)
         if recipe.clip:
             # As optax.clip_by_global_norm, which scales what is longer.

@@ -1,6 +1,7 @@
 """Greedy answers against transformers."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import oracle
@@ -37,7 +38,7 @@ def test_answers_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
 def test_an_answer_stops_at_the_end_of_its_turn() -> None:
     model = load_model(EMBEDDED / "model")
     asked = [model.chat.prompt(text, 99) for text, _ in PROMPTS]
-    theirs = oracle.AutoModelForCausalLM.from_pretrained(EMBEDDED / "model").eval()
+    theirs: Any = oracle.AutoModelForCausalLM.from_pretrained(EMBEDDED / "model").eval()
     found = answers(model, asked, most=30)
     for own, prompt in zip(found, asked, strict=True):
         with torch.no_grad():

@@ -157,7 +157,7 @@ class Advance(NamedTuple):
             x: Array, taps: dict[str, Array], past: Past | None
         ) -> tuple[tuple[Array, Past, tuple[Array, ...]], dict[str, Array]]:
             out = block(self.config, self.layer, x, BlockTaps(taps), Context(past))
-            assert out.past is not None
+            assert isinstance(out.past, Past)
             found = tuple(at_token(out.streams[read.stream], read.at[:, 0]) for read in reads)
             return (out.streams["resid_post"], out.past, found), out.inputs
 

@@ -12,6 +12,7 @@ from smda_jax.data.batch.batches import (
     pair_batch,
     prompt_batch,
     scored_in_all,
+    scored_positions,
     shared_pair_length,
 )
 from smda_jax.data.batch.chunks import Chunk, packed_chunks
@@ -158,3 +159,37 @@ def directional_derivative(
         values, found = program.directional_derivative.run(*args)
     statistics = PairStatistics(*(rows.scatter(fetch(v)) for v in found))
     return rows.scatter(fetch(values), 1), statistics
+
+
+def token_contributions(
+    stepping: Stepping,
+    tokens: Sequence[PairTokens],
+    query: Query,
+    norm: Float[np.ndarray, " pair"],
+    layout: Padded | None = None,
+) -> list[list[Float[np.ndarray, "readout position"]]]:
+    """What each scored token of each row of each pair contributes to the change of every readout.
+
+    Args:
+        stepping: how pairs are stepped on.
+        tokens: of the pairs.
+        query: from `pull_readouts`.
+        norm: of the pairs' gradients; NaN where no update asks.
+        layout: given so that chunks share a compiled program.
+    """
+    n = len(tokens)
+    layout = layout or Padded(padded_length(max(t.length for t in tokens)), n)
+    size = devices().round_up(max(layout.size, n))
+    with numerics(stepping.model.dtype):
+        batch = pair_batch(tokens, Padded(layout.width, size, layout.positions))
+        known = np.pad(norm, (0, size - n), "edge").astype(stepping.model.dtype)
+        args = (stepping.model.params, batch, query, stepping.update.ready(), known)
+        found = fetch(program.token_contributions.run(*args))[:, :, 0]
+    rows = found.reshape(len(found), size, tokens[0].loss.rows, -1)
+    return [
+        [
+            rows[:, i, j, : len(scored_positions(row, pair.loss)[0])]
+            for j, row in enumerate(pair.rows)
+        ]
+        for i, pair in enumerate(tokens)
+    ]

@@ -5,6 +5,7 @@ A linear readout is given by its weights, `f = Σ_{n,k} weight_z[n,k] ΔZ[n,k] +
 (`policy.influence.linear_readouts`).
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ from smda_jax.steps.gradient import (
     squares_of_small,
     squares_outside,
 )
-from smda_jax.steps.losses import scored_losses
+from smda_jax.steps.losses import scored_losses, scored_tokens
 from smda_jax.steps.updates.contract import Update
 
 
@@ -154,15 +155,25 @@ def directional_derivative(
     (NaN), so that the rate may not depend on it.
     """
 
+    losses, slope = along(lambda p: scored_losses(p, batch)[0], params, query, update)
+    statistics = PairStatistics(losses, jnp.full_like(losses, jnp.nan))
+    rate = update.rate(jnp.full_like(losses, jnp.nan))  # the norm is not known
+    return rate.astype(slope.dtype)[None] * slope, statistics
+
+
+def along(
+    function: Callable[[Params], Array], params: Params, query: Query, update: Update
+) -> tuple[Array, Array]:
+    """A function of the parameters, and its derivative along every readout's gradient (readout
+    axis first)."""
+
     def change(q: Params) -> tuple[Array, Array]:
         only = update.moved
         if only is None:
-            return jax.jvp(lambda params: scored_losses(params, batch)[0], (params,), (q,))
+            return jax.jvp(function, (params,), (q,))
         # What stays has no tangent, and costs none.
-        own, along = only.pick(params), only.pick(q)
-        return jax.jvp(
-            lambda own: scored_losses(only.merge(params, own), batch)[0], (own,), (along,)
-        )
+        own, tangent = only.pick(params), only.pick(q)
+        return jax.jvp(lambda own: function(only.merge(params, own)), (own,), (tangent,))
 
     g = query.gradient
     missing = params.config.layers - g.depth
@@ -173,15 +184,28 @@ def directional_derivative(
 
         g = g.map_parts(lambda leaf: leaf, fill)
     if query.readouts == 1:  # without an axis of one, XLA moves less about
-        only = g.map_parts(lambda leaf: leaf[0], lambda leaf: leaf[:, 0])
-        losses, slope = change(only)
-        slope = slope[None]
-    else:
-        axes = g.map_parts(lambda _: 0, lambda _: 1)
-        losses, slope = jax.vmap(change, (axes,), (None, 0))(g)
-    statistics = PairStatistics(losses, jnp.full_like(losses, jnp.nan))
-    rate = update.rate(jnp.full_like(losses, jnp.nan))  # the norm is not known
-    return rate.astype(slope.dtype)[None] * slope, statistics
+        value, slope = change(g.map_parts(lambda leaf: leaf[0], lambda leaf: leaf[:, 0]))
+        return value, slope[None]
+    axes = g.map_parts(lambda _: 0, lambda _: 1)
+    return jax.vmap(change, (axes,), (None, 0))(g)
+
+
+@program(Replicated(), Rows(), Replicated(), Replicated(), Rows(), result=Rows(1))
+def token_contributions(
+    params: Params, batch: PairBatch, query: Query, update: Update, norm: Float[Array, " pair"]
+) -> Float[Array, "readout lane row position"]:
+    """Change of every readout by each scored token: the pair's step is a sum over its tokens'.
+
+    `rate · ∂L/∂s · w[t] d(cross-entropy of t)/dε` at `θ + ε ∂f/∂θ`, s being the row's weighted sum.
+    `norm` is that of the pair's gradient, which some updates' rates depend on.
+    """
+    weighted, slope = along(lambda p: scored_tokens(p, batch)[0], params, query, update)
+    sums = jnp.sum(weighted, axis=-1).reshape(batch.pairs, batch.loss.rows)
+    value, pull = jax.vjp(batch.loss.value, sums)
+    (outer,) = pull(jnp.ones_like(value))
+    rate = update.rate(norm).astype(slope.dtype)
+    factor = (rate[:, None] * outer).reshape(slope.shape[1:3])
+    return slope * factor[None, :, :, None]
 
 
 @program(Replicated(), Rows(), Replicated(), Replicated(), result=(Rows(1), Rows(0)))

@@ -25,6 +25,7 @@ MODULES = (
     "dialog.js",
     "details.js",
     "overview.js",
+    "decision.js",
     "policy.js",
     "effects.js",
     "interference.js",

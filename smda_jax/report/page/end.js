@@ -87,6 +87,8 @@ requestAnimationFrame(() =>
 );
 for (const part of [
   overview,
+  decision,
+  card,
   coefficients,
   categories,
   heatmaps,

@@ -26,6 +26,7 @@ from smda_jax.runs.attribution.results import Found, results
 from smda_jax.runs.attribution.runner import Blocks
 from smda_jax.runs.attribution.stepping import stepping_of
 from smda_jax.runs.attribution.summary import Summary
+from smda_jax.runs.attribution.token_table import columns_of, token_table
 from smda_jax.runs.attribution.verify import R2, check_first_order
 from smda_jax.runs.config import Attribute
 from smda_jax.runs.folder.alive import watched
@@ -83,7 +84,8 @@ class _Attribution:
     def run(self) -> Summary:
         """All stages."""
         config, stage = self.config, Stages(self.console)
-        optimiser_named(config.update, config.learning_rate)  # refuses an unknown one at once
+        # Refuses an unknown one at once.
+        optimiser_named(config.step.update, config.step.learning_rate)
         with stage("read inputs"):
             inputs = load_inputs(config, self.console)
             folder = RunFolder(config.out, *record_of(config, inputs))
@@ -102,6 +104,11 @@ class _Attribution:
                 blocks.compute(self.console)
             with stage("decompose"):
                 summary = results(Found(config, inputs, own, policies, blocks))
+            if config.tokens:
+                with stage("tokens"):
+                    norm = summary.gradient_norm
+                    table = token_table(config, inputs, blocks.job, norm, self.console)
+                    folder.write_table("tokens.parquet", table)
             if config.check_pairs:
                 with stage("check true steps"):
                     found = check_first_order(config, inputs, policies["all"], blocks)
@@ -139,6 +146,7 @@ class _Attribution:
             )
         e = select(reading.run_prompts(inputs.question, inputs.prompt_tokens), config.features)
         fit_policies(config, inputs.prompts, e)  # refuses a subset that is empty
+        columns_of(config.tokens, e.feature_ids)
         self._refuse_silent_features(e)
         own = self._read_own_prompts(inputs, e)
         folder.begin()
@@ -163,7 +171,7 @@ class _Attribution:
         """What the base model makes of the pairs' own prompts."""
         model, pairs = inputs.base, inputs.pairs
         tokens = [
-            model.chat.prompt(text, self.config.max_length, pairs.where(i), pairs.history[i])
+            model.chat.prompt(text, self.config.step.max_length, pairs.where(i), pairs.history[i])
             for i, text in enumerate(pairs.prompt)
         ]
         only_h = replace(inputs.question, model=model, behaviour=Nothing())
@@ -212,6 +220,6 @@ class _Attribution:
             batch_size=plan.batch_size,
             readouts_at_a_time=readouts_at_a_time(work, limit),
             seconds=seconds,
-            optimiser=optimiser_named(c.update, c.learning_rate),
+            optimiser=optimiser_named(c.step.update, c.step.learning_rate),
         )
         return Blocks(plan.engine, job, inputs.pairs, folder)

@@ -73,7 +73,7 @@ def baselines(
     loss gradient with that of −mean Y, so that all of them are higher where a step raises the
     behaviour.
     """
-    e, norm, kind = known.evaluation, known.gradient_norm, offer(c.update)
+    e, norm, kind = known.evaluation, known.gradient_norm, offer(c.step.update)
     dot = cosine = np.full(len(norm), np.nan)
     derivative = known.first_order and not np.isnan(known.mean_delta_y).all()
     if kind.along_gradient and derivative:

@@ -213,6 +213,55 @@ COLUMNS: dict[str, dict[str, str]] = {
         "spearman": "rank correlation of the two",
         "holds": "R² ≥ 0.99 and slope within 2 % of 1",
     },
+    "tokens.parquet": {
+        "pair_id": _PAIR,
+        "row": "of the pair: 0, or 0 the chosen and 1 the rejected answer",
+        "position": "of the token in the rendered conversation, from 0",
+        "token_id": "in the model's vocabulary",
+        "token": "its text; empty with --redact",
+        "score": "what the token contributes; its pair's are their sum",
+        "mean_delta_y": "likewise",
+        "delta_w_(id)": "of the coefficient of a feature",
+    },
+    "validation.parquet": {
+        "measure": "lds: rank correlation over random subsets of the pairs, of the sum of the "
+        "members' figures with what training on them came to; auprc, auc: of planted pairs, the "
+        "figure turned against what is expected of each; leave out: shift of mean Y where the "
+        "pairs that a figure puts first are left out; tail patch: after one step on them",
+        "figure": "of a pair: an update's prediction, a column of pairs.parquet, or a plain "
+        "figure; @trained: prompts read at the mean of models trained on other halves",
+        "target": "mean_y, score, a category's mean Y or a coefficient, the median or the worst "
+        "of them; of auprc and auc the pairs that are looked at",
+        "value": "of the measure",
+        "low": _INTERVAL + "; of leave out and tail patch less one standard deviation",
+        "high": _INTERVAL + "; likewise",
+        "reference": "of lds the ceiling √(2r / (1 + r)), r between two orders of the same subset; "
+        "of auprc the prevalence; of auc 0.5; else the mean over random pairs",
+        "count": "subsets, or pairs",
+    },
+    "experiment/experiment.parquet": {
+        "arm": "base: not trained; full: on all pairs; curated: without those the rule chooses; "
+        "control: without as many random ones of each label",
+        "order": "of the pairs, by its number",
+        "pairs": "trained on",
+        "mean_y": "mean Y over the evaluation prompts",
+        "probability_positive": "mean probability of the behaviour on prompts that should show it",
+        "probability_others": "on the others",
+        "correctness": "mean of p where the behaviour should be shown, of 1 − p elsewhere",
+        "recall": "mean of p where it should be shown",
+        "precision": "Σ p there over Σ p everywhere",
+        "f1": "harmonic mean of recall and precision",
+    },
+    "experiment/shifts.parquet": {
+        "arm": "as above",
+        "target": "as in validation.parquet",
+        "predicted": "−Σ over the pairs left out of what the run says of them",
+        "realised": "after training without them, less after training on all; means over orders",
+        "standard_error": "of realised",
+        "before": "the target before training",
+        "full": "after training on all pairs",
+        "after": "after training without those of the arm",
+    },
 }
 
 # Of a sweep's tables, in a folder of their own.

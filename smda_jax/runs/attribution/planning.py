@@ -48,8 +48,6 @@ def print_plan(config: Plan, console: Console) -> None:
     Raises:
         InputError: as `attribute` would.
     """
-    config.check()
-    config = config.settled()
     inputs = load_inputs(config, console, weights=False)
     asked, features = parse(config.features), config.assume_features
     if asked is None:
@@ -58,10 +56,13 @@ def print_plan(config: Plan, console: Console) -> None:
         features = len(asked)
     active = config.assume_active * features
     limit, policies = memory_limit(), max(1, len(config.subset))
-    work = workload(config, inputs, features, active, policies)
+    work = workload(config.settled(), inputs, features, active, policies)
     with numerics(config.dtype):
         rate = planner.measured_rate(config.dtype)
-    plan, seconds = planner.choose(work, limit, config.engine), planner.SHARE_OF_RATE * rate
+    plan, seconds = (
+        planner.choose(work, limit, config.settled().engine),
+        planner.SHARE_OF_RATE * rate,
+    )
     table = Table(box=box.SIMPLE_HEAD, header_style="")
     names = ("engine", "operations", "time here", "of which", "pairs at a time")
     for name in (*names, "prompts (reverse: readouts)"):

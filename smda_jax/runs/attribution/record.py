@@ -41,6 +41,7 @@ WITHOUT_EFFECT = {
     "trained",
     "raises",
     "check_pairs",
+    "tokens",
     "distributed",
     "shard_params",
 }

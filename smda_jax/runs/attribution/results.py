@@ -100,6 +100,7 @@ def results(run: Found) -> Summary:
         pair_ids=pairs.ids,
         pair_texts=pairs.prompt,
         pair_labels=pairs.label,
+        gradient_norm=shift.norm,
         score=score,
         mean_delta_y=shift.mean_dy,
         influence=whole,

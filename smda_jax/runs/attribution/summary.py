@@ -29,6 +29,7 @@ class Summary:
     pair_ids: list[str]
     pair_texts: list[str]
     pair_labels: list[str | None]
+    gradient_norm: Float[np.ndarray, " pair"]
     score: Float[np.ndarray, " pair"]
     mean_delta_y: Float[np.ndarray, " pair"]
     influence: Influence | None

@@ -114,7 +114,9 @@ def verify(command: Verify, console: Console | None = None) -> list[dict[str, An
             "attribute with --gate on",
         )
     c = replace(cache.config, check_pairs=0, distributed=False)
-    rates = command.learning_rates or tuple(c.learning_rate * size for size in (0.1, 1, 10, 100))
+    rates = command.learning_rates or tuple(
+        c.step.learning_rate * size for size in (0.1, 1, 10, 100)
+    )
     with console.status("read inputs"):
         inputs = load_inputs(c, console)
         if inputs.hashes != cache.inputs:
@@ -141,7 +143,7 @@ def verify(command: Verify, console: Console | None = None) -> list[dict[str, An
     for eta in track(sorted(rates), "true steps", console=console, transient=True):
         update = stepping.update.replace(learning_rate=eta)  # type: ignore[attr-defined]
         true = true_steps(e, inputs, replace(stepping, update=update), rows, cache.alpha)
-        size = eta / c.learning_rate
+        size = eta / c.step.learning_rate
         first = decompose(e.x, e.y, true.W, size * dx, size * dy, cache.alpha)
         predicted, truth = (
             _figures(size * dx, size * dy, first),

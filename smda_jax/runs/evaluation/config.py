@@ -17,7 +17,7 @@ class Evaluate(Questions):
     The same command on the same folder continues: answers and verdicts that are there stay.
     """
 
-    paths: ClassVar[tuple[str, ...]] = (*Questions.paths, "verdicts", "judge_prompt")
+    named_files: ClassVar[tuple[str, ...]] = (*Questions.named_files, "verdicts", "judge_prompt")
 
     positive: tuple[str, ...] = ("harmful",)
     """Labels of prompts that should show the behaviour; prompts of other labels should not."""

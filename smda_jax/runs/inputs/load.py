@@ -81,11 +81,12 @@ def load_inputs(config: Attribute, console: Console, *, weights: bool = True) ->
 
     config.check()
     config = config.settled()
+    step = config.step
     options = config.behaviour_options()
     asked = feature_specs.parse(config.features)
     reading = config.read_options()
     prompts = load_prompts(config.eval, columns_of(config.behaviour, options), reading)
-    pairs = load_pairs(config.pairs, config.loss, reading)
+    pairs = load_pairs(config.pairs, step.loss, reading)
     reading.refuse_unused(prompts.used, pairs.used)
     for data in (prompts, pairs):
         if data.said:
@@ -124,16 +125,16 @@ def load_inputs(config: Attribute, console: Console, *, weights: bool = True) ->
     read = model if config.trained is None else _trained(config, folder, model, load)
     asking = Asking(read, prompts, site, options)
     behaviour = make_behaviour(config.behaviour, asking)
-    prompt_tokens = tokenise_prompts(read, prompts, behaviour, config.max_length)
-    loss = make_loss(config.loss, config.loss_scope, config.beta)
-    pair_tokens = tokenise_pairs(model, pairs, config.max_length, loss)
+    prompt_tokens = tokenise_prompts(read, prompts, behaviour, step.max_length)
+    loss = make_loss(step.loss, step.loss_scope, step.beta)
+    pair_tokens = tokenise_pairs(model, pairs, step.max_length, loss)
     curvature = None
     if config.curvature_data:
-        others = load_pairs(config.curvature_data, config.loss, reading)
-        curvature = tokenise_pairs(model, others, config.max_length, loss)
+        others = load_pairs(config.curvature_data, step.loss, reading)
+        curvature = tokenise_pairs(model, others, step.max_length, loss)
     cut = sum(t.truncated for t in pair_tokens)
     if cut:
-        warn(console, f"{cut} of {len(pair_tokens)} pairs are cut to {config.max_length} tokens")
+        warn(console, f"{cut} of {len(pair_tokens)} pairs are cut to {step.max_length} tokens")
     hashes = {
         "model": hash_path(folder),
         "sae": hash_path(Path(sae.source)),

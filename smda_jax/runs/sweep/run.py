@@ -2,7 +2,6 @@
 needs another pass."""
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from smda_jax.policy.ridge import stratified_split
 from smda_jax.policy.selection import strata
 from smda_jax.policy.sums import accumulate, answer, r2_elsewhere
 from smda_jax.runs.attribution.attribute import attribute
+from smda_jax.runs.command import part_of
 from smda_jax.runs.commands import Sweep
 from smda_jax.runs.folder.cache import Cache, read_cache
 from smda_jax.runs.sweep.cells import (
@@ -50,7 +50,7 @@ def sweep(config: Sweep, console: Console | None = None) -> Path:
     console = console or Console()
     if config.grid is None or config.out is None:
         raise InputError("sweep", "needs --grid and --out", "--grid grid.yaml --out FOLDER")
-    grid, share = read_grid(config.grid), _share(config.part)
+    grid, share = read_grid(config.grid), part_of(config.part)
     reference = read_cache(config.run)
     out = config.out.expanduser().absolute()
     _claim(out, reference, grid)
@@ -192,13 +192,6 @@ def _answers(
                 for name, table in tables_of(spot, cells, more, wanted).items():
                     tables[name].append(table)
     return tables
-
-
-def _share(part: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)/(\d+)", part or "1/1")
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise InputError("--part", f"{part!r} is no share", "k/n with k from 1 to n")
-    return int(found[1]) - 1, int(found[2])
 
 
 def _claim(out: Path, reference: Cache, grid: Grid) -> None:

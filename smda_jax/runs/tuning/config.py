@@ -20,8 +20,8 @@ class Finetune(Command):
     continues an interrupted run.
     """
 
-    paths: ClassVar[tuple[str, ...]] = ("model", "adapter", "out", "weights")
-    data: ClassVar[tuple[str, ...]] = ("pairs",)
+    named_files: ClassVar[tuple[str, ...]] = ("model", "adapter", "out", "weights")
+    named_data: ClassVar[tuple[str, ...]] = ("pairs",)
 
     model: str
     """Hugging Face checkpoint: folder, or Hub id as owner/name[@revision]."""

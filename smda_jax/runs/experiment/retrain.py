@@ -1,0 +1,255 @@
+"""Training again on some of a run's pairs, and what becomes of its policy: kept as it comes."""
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from rich.console import Console
+
+from smda_jax.data.tokenised import PairTokens
+from smda_jax.errors import InputError
+from smda_jax.files import replacing
+from smda_jax.policy.ridge import ridge
+from smda_jax.reading.evaluation import Selection, encode, run_prompts
+from smda_jax.reading.network import Model, Progress
+from smda_jax.reading.tokens import tokenise_pairs
+from smda_jax.runs.config import Attribute
+from smda_jax.runs.experiment.curate import finished_run
+from smda_jax.runs.folder.policies import read_policy
+from smda_jax.runs.folder.store import RunFolder
+from smda_jax.runs.inputs.load import Inputs, load_inputs
+from smda_jax.runs.progress import bar
+from smda_jax.runs.recipes import DEFAULT, STEP, recipe_of
+from smda_jax.runtime.memory import TooLargeError
+from smda_jax.runtime.precision import numerics
+from smda_jax.sae.encoder import select
+from smda_jax.training.fine_tuning import Training
+from smda_jax.training.recipe import Order, Recipe, order_of
+
+FOLDER = "retrained"
+
+
+class Measured(NamedTuple):
+    """A model on the run's evaluation prompts.
+
+    Attributes:
+        y: the behaviour.
+        x: activations of the run's features.
+    """
+
+    y: Float[np.ndarray, " prompt"]
+    x: Float[np.ndarray, "prompt feature"]
+
+    def policy(self, alpha: float | int) -> Float[np.ndarray, " feature"]:
+        """The policy of these prompts."""
+        return ridge(self.x, self.y, alpha)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training run.
+
+    Attributes:
+        rows: of the run's pairs that are trained on.
+        recipe: of the run, its seed included.
+        weight: of the pairs; None for one each.
+    """
+
+    rows: tuple[int, ...]
+    recipe: Recipe
+    weight: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """A run of `attribute` whose pairs are trained on again.
+
+    Attributes:
+        path: of the run.
+        fingerprint: of it.
+        config: of it.
+        inputs: that it read.
+        feature_ids: of its policy.
+        alpha: of its policy.
+        recipe: of the training.
+        tokens: of the pairs, as the recipe scores them.
+    """
+
+    path: Path
+    fingerprint: str
+    config: Attribute
+    inputs: Inputs
+    feature_ids: list[int]
+    alpha: float
+    recipe: Recipe
+    tokens: list[PairTokens]
+
+    def folder(self) -> RunFolder:
+        """The run's own, to write tables beside its own."""
+        return RunFolder(self.path, self.fingerprint, {"config": self.config.resolved()})
+
+    @cached_property
+    def training(self) -> Training:
+        """Of all runs of the recipe."""
+        return Training(self.inputs.base, self.tokens, self.recipe, self.inputs.moved)
+
+    @cached_property
+    def base(self) -> Measured:
+        """The model before training."""
+        return self.measure(self.inputs.base)
+
+    def measure(self, model: Model) -> Measured:
+        """Reads the prompts.
+
+        Raises:
+            InputError: the behaviour or an activation is not finite.
+        """
+        question, tokens = replace(self.inputs.question, model=model), self.inputs.prompt_tokens
+        reading = run_prompts(question, tokens)
+        if not (np.isfinite(reading.y).all() and np.isfinite(reading.h).all()):
+            raise InputError(
+                "training",
+                "leads to a model that is not finite",
+                "a recipe with a smaller learning rate",
+            )
+        with numerics(reading.h.dtype):
+            whole = Selection(self.inputs.sae, "all", self.config.encoder).encoder_in(
+                reading.h.dtype
+            )
+            chosen = select(whole, jax.numpy.asarray(self.feature_ids))
+        z, active = encode(chosen, np.asarray(reading.h))
+        x = np.where(active, z, 0).astype(np.float64)
+        return Measured(np.asarray(reading.y, np.float64), x)
+
+    def realise(
+        self, jobs: Sequence[Job], console: Console, name: str, part: tuple[int, int] = (0, 1)
+    ) -> list[Measured | None]:
+        """Trains what is not there yet, and reads the prompts after each.
+
+        Args:
+            jobs: the training runs.
+            console: for the progress.
+            name: of the work, for the progress.
+            part: see `command.part_of`; for array jobs.
+
+        Returns:
+            what each comes to; None for those that another part is to train.
+        """
+        keys = [self._key(job) for job in jobs]
+        waiting = {
+            key: job for key, job in zip(keys, jobs, strict=True) if not self._file(key).is_file()
+        }
+        own = list(waiting.items())[part[0] :: part[1]]
+        if own:
+            with bar(console, name) as progress:
+                self._train(own, progress)
+        return [self._load(key) if self._file(key).is_file() else None for key in keys]
+
+    def _train(self, jobs: list[tuple[str, Job]], progress: Progress) -> None:
+        by_recipe: dict[Recipe, list[tuple[str, Job]]] = {}
+        for key, job in jobs:
+            by_recipe.setdefault(replace(job.recipe, seed=0), []).append((key, job))
+        for recipe, group in by_recipe.items():
+            training = replace(self.training, recipe=recipe)
+            orders = [self.order(job) for _, job in group]
+            share = len(group) / len(jobs)
+            try:
+                models = training.trained(orders, partial(_part_of, progress, share))
+                for (key, _), model in zip(group, models, strict=True):
+                    self._save(key, self.measure(model))
+            except TooLargeError as error:
+                what = f"one pair at a time does not fit ({error})"
+                raise InputError("memory", what, "a recipe with a smaller max_length") from error
+
+    def order(self, job: Job) -> Order:
+        """The steps of a run."""
+        weight = None if job.weight is None else np.array(job.weight)
+        return order_of(job.recipe, np.array(job.rows), self.training.scored, weight)
+
+    def _key(self, job: Job) -> str:
+        ids = [self.inputs.pairs.ids[i] for i in job.rows]
+        # The order of the rows is that of the draw.
+        content = [
+            ids,
+            asdict(job.recipe),
+            job.weight,
+            self.feature_ids,
+            {k: v for k, v in self.inputs.hashes.items() if k != "trained"},
+            self.config.dtype,
+            self.config.encoder,
+            list(self.config.moving()),
+            self.inputs.question.behaviour.settings,
+        ]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+
+    def _file(self, key: str) -> Path:
+        return self.path / FOLDER / f"{key}.npz"
+
+    def _save(self, key: str, found: Measured) -> None:
+        with replacing(self._file(key)) as part, io.BytesIO() as content:
+            np.savez_compressed(content, y=found.y, x=found.x)
+            part.write_bytes(content.getvalue())
+
+    def _load(self, key: str) -> Measured:
+        path = self._file(key)
+        try:
+            with np.load(path) as found:
+                return Measured(found["y"], found["x"])
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(
+                path, f"cannot be read: {error}", "delete it: it is trained again"
+            ) from error
+
+    def without(self, left_out: Bool[np.ndarray, " pair"]) -> tuple[int, ...]:
+        """The other pairs."""
+        return tuple(np.flatnonzero(~left_out).tolist())
+
+
+def _part_of(progress: Progress, share: float, own: float) -> None:
+    progress(own * share)
+
+
+def open_run(path: Path, recipe: str | None, console: Console) -> Retraining:
+    """A finished run, its inputs read again, ready to be trained on.
+
+    Args:
+        path: of the run folder.
+        recipe: as `attribute --recipe`; default the run's own, or the authors' where that is a
+            single step.
+        console: for what is said of the inputs.
+
+    Raises:
+        InputError: it is no finished run, or its inputs are not what they were.
+    """
+    path = path.expanduser()
+    config, record = finished_run(path)
+    config = replace(config.settled(), check_pairs=0, distributed=False)
+    inputs = load_inputs(config, console)
+    if inputs.hashes != record["inputs"]:
+        changed = [k for k in inputs.hashes if inputs.hashes[k] != record["inputs"].get(k)]
+        what = f"its {', '.join(sorted(changed))} changed since the run"
+        raise InputError(path, what, "attribute again, into another folder")
+    name = recipe or (DEFAULT if config.recipe in (None, STEP) else config.recipe)
+    assert name is not None
+    asked = recipe_of(name)
+    tokens = tokenise_pairs(inputs.base, inputs.pairs, asked.max_length, asked.scored)
+    policy = read_policy(path / "policy.json")
+    return Retraining(
+        path, record["fingerprint"], config, inputs, policy.feature_ids, policy.alpha, asked, tokens
+    )
+
+
+def halves(pairs: int, count: int, fraction: float, seed: int) -> list[Int[np.ndarray, " some"]]:
+    """Random subsets of a share of the pairs."""
+    size = min(pairs - 1, max(1, round(fraction * pairs)))
+    return [
+        np.sort(np.random.default_rng((seed, i)).permutation(pairs)[:size]) for i in range(count)
+    ]
