@@ -37,7 +37,17 @@ if TYPE_CHECKING:
     from smda_jax.runs.commands import Sweep as Sweep
     from smda_jax.runs.commands import Verify as Verify
     from smda_jax.runs.config import Attribute as Attribute
+    from smda_jax.runs.evaluation.config import Evaluate as Evaluate
+    from smda_jax.runs.evaluation.evaluate import evaluate as evaluate
+    from smda_jax.runs.experiment.config import Curate as Curate
+    from smda_jax.runs.experiment.config import Experiment as Experiment
+    from smda_jax.runs.experiment.config import Validate as Validate
+    from smda_jax.runs.experiment.curate import curate as curate
+    from smda_jax.runs.experiment.experiment import experiment as experiment
+    from smda_jax.runs.experiment.validate import validate as validate
     from smda_jax.runs.sweep.run import sweep as sweep
+    from smda_jax.runs.tuning.config import Finetune as Finetune
+    from smda_jax.runs.tuning.finetune import finetune as finetune
     from smda_jax.sae.formats import SAE as SAE
     from smda_jax.sae.formats import load as load_sae  # noqa: F401
     from smda_jax.steps.checkpoints import StepCheckpoints as StepCheckpoints
@@ -51,6 +61,16 @@ EXPORTS = {
     "attribute": ("runs.attribution.attribute", "attribute"),
     "Verify": ("runs.commands", "Verify"),
     "verify": ("runs.attribution.verify", "verify"),
+    "Finetune": ("runs.tuning.config", "Finetune"),
+    "finetune": ("runs.tuning.finetune", "finetune"),
+    "Evaluate": ("runs.evaluation.config", "Evaluate"),
+    "evaluate": ("runs.evaluation.evaluate", "evaluate"),
+    "Curate": ("runs.experiment.config", "Curate"),
+    "curate": ("runs.experiment.curate", "curate"),
+    "Experiment": ("runs.experiment.config", "Experiment"),
+    "experiment": ("runs.experiment.experiment", "experiment"),
+    "Validate": ("runs.experiment.config", "Validate"),
+    "validate": ("runs.experiment.validate", "validate"),
     "Sweep": ("runs.commands", "Sweep"),
     "sweep": ("runs.sweep.run", "sweep"),
     "Report": ("runs.commands", "Report"),

@@ -18,6 +18,9 @@ from smda_jax.runs.experiment.config import Curate, Experiment, Validate
 from smda_jax.runs.folder.replay import from_run
 from smda_jax.runs.tuning.config import Finetune
 
+# Of `demo --validate`.
+DEMO_UPDATES, DEMO_SUBSETS, DEMO_RECIPE = ("sgd", "adamw"), 48, "adamw-5e-4x3"
+
 
 def _attribute(command: Attribute, console: Any) -> None:
     from smda_jax.report.page import report
@@ -30,6 +33,10 @@ def _attribute(command: Attribute, console: Any) -> None:
 
 def _demo(command: Demo, console: Any) -> None:
     _attribute(command.attribute(), console)
+    if command.validate:
+        _validate(Validate(run=command.out, updates=DEMO_UPDATES, subsets=DEMO_SUBSETS), console)
+        # At the authors' rate so small a model hardly changes.
+        _experiment(Experiment(run=command.out, recipe=DEMO_RECIPE), console)
 
 
 def _plan(command: Plan, console: Any) -> None:

@@ -20,6 +20,8 @@ PAIRS, CELLS = (
 )  # pairs, and pairs x features, that a page holds: of more, those with the largest |score|
 FEATURES = 200  # whose prompts a page holds: of more, those with the largest share of the shifts
 PROMPTS = 10_000  # of all categories together
+TOKENS = 60_000  # whose contributions a page holds
+TOKEN_KEYS = ("pair_id", "row", "position", "token_id", "token")
 TEXT = 2_000  # characters of a prompt or response that a page holds
 
 BEGINS = {
@@ -135,7 +137,7 @@ def read_run(path: Path) -> Run:
     names = [
         name
         for name in (*COLUMNS, "verify_points.parquet")
-        if name not in ("influence.parquet", "scores.parquet")
+        if name not in ("influence.parquet", "scores.parquet", "tokens.parquet")
     ]
     tables = {
         name: pq.read_table(path / name).to_pydict() for name in names if (path / name).is_file()
@@ -240,6 +242,7 @@ def content(run: Run, *, redact: bool = False) -> dict[str, Any]:
             "shifts": _short(run.tables.get("experiment/shifts.parquet", {})),
             **run.experiment,
         },
+        "tokens": None if redact else _of_tokens(run, pairs["pair_id"]),
         "verify_points": _short(run.tables.get("verify_points.parquet", {})),
         "redacted": redact,
         "columns": {
@@ -295,6 +298,23 @@ def _of_categories(run: Run, redact: bool) -> Columns:
         "residual": residual[rows].tolist()
     }
     return _cut(out | {"prompt": [None] * len(rows)} if redact else out)
+
+
+def _of_tokens(run: Run, shown: list[str]) -> dict[str, Any] | None:
+    """What single tokens contribute, of the pairs that are shown, as many as a page holds."""
+    path = run.path / "tokens.parquet"
+    if not path.is_file():
+        return None
+    table = pq.read_table(path)
+    columns = [c for c in table.column_names if c not in TOKEN_KEYS]
+    own: dict[str, list[Any]] = {pair: [] for pair in shown}
+    rows = zip(*(table[name].to_pylist() for name in ("pair_id", "token", *columns)), strict=True)
+    left = TOKENS
+    for pair, token, *values in rows:
+        if pair in own and token is not None and left > 0:
+            own[pair].append([token, *map(_figure, values)])
+            left -= 1
+    return {"columns": columns, "pairs": {pair: some for pair, some in own.items() if some}}
 
 
 def _of_strongest(run: Run, table: Columns) -> Columns:

@@ -6,6 +6,7 @@ import numpy as np
 
 from smda_jax.policy.bootstrap import LEVEL
 from smda_jax.report.data import Columns, Run, rows_of, totals
+from smda_jax.report.decisions import decided, step
 
 STEADY = LEVEL  # share of resamples in which a figure that is called steady keeps its sign
 TURNED = -0.3  # rank correlation with mean ΔY below which the score runs against the behaviour
@@ -55,8 +56,8 @@ def words(name: str) -> str:
 def findings(run: Run) -> list[str]:
     """The sentences, the most important first."""
     parts = (
-        _decided,
-        _step,
+        decided,
+        step,
         _behaviour,
         _fit,
         _coefficients,

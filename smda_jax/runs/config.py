@@ -211,6 +211,9 @@ class Demo(Command):
 
     out: Path = Path("runs/demo")
     """Run folder to write, or to continue."""
+    validate: bool = False
+    """Then train on random subsets to see how good its figures are, and without the flagged pairs
+    to see what acting on them comes to (some minutes)."""
 
     def attribute(self) -> Attribute:
         """The command that the demo is."""

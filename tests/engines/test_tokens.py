@@ -53,8 +53,21 @@ def preferences(pairs: list[PairTokens]) -> list[PairTokens]:
     return [PairTokens((p.rows[0], other(p.rows[0])), Dpo(0.3)) for p in pairs]
 
 
-@pytest.mark.parametrize("kind", ["llama3_tied_gqa", "qwen2", "gemma3"])
-@pytest.mark.parametrize("case", ["sft", "all", "dpo", "normalised", "some parameters"])
+CASES = [
+    ("llama3_tied_gqa", "sft"),
+    ("llama3_tied_gqa", "dpo"),
+    ("qwen2", "normalised"),
+    ("gemma3", "some parameters"),
+]
+FURTHER = [
+    pytest.param(kind, case, marks=pytest.mark.exhaustive)
+    for kind in ("llama3_tied_gqa", "qwen2", "gemma3")
+    for case in ("sft", "all", "dpo", "normalised", "some parameters")
+    if (kind, case) not in CASES
+]
+
+
+@pytest.mark.parametrize(("kind", "case"), [*CASES, *FURTHER])
 def test_tokens_add_up_to_their_pair_and_one_left_out_is_missed(checkpoints, kind, case):
     vocab = oracle.load_double(checkpoints[kind]).config.vocab_size
     prompts, pairs = tokens(vocab)
@@ -135,6 +148,8 @@ def test_a_planted_trigger_is_found(tmp_path, capsys):
     out = tmp_path / "out"
     main(["attribute", *options, f"--out={out}", "--tokens", "mean_delta_y", "score"])
     table = pq.read_table(out / "tokens.parquet").to_pylist()
+    page = (out / "report.html").read_text()
+    assert '"tokens":{"columns":["mean_delta_y","score"]' in page
     figures = pq.read_table(out / "pairs.parquet").to_pylist()
     for i, pair in enumerate(figures):
         own = [row for row in table if row["pair_id"] == pair["pair_id"]]

@@ -282,7 +282,13 @@ def test_recipes_that_cannot_be_used_are_refused(recipe: Recipe, word: str) -> N
         recipe.check()
 
 
-@pytest.mark.parametrize("name", ["sgd", "lion", "adafactor", "rmsprop", "adamw", "adam"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.exhaustive] * (name not in ("lion", "adafactor")))
+        for name in ("sgd", "lion", "adafactor", "rmsprop", "adamw", "adam")
+    ],
+)
 def test_optimisers_of_optax_train(name: str, tmp_path: Path) -> None:
     model = model_of(oracle.make_checkpoint(tmp_path / "base", "llama3_tied_gqa"))
     recipe = Recipe(optimiser=name, learning_rate=1e-3, epochs=4, batch=4)

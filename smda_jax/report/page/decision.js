@@ -53,7 +53,7 @@ function decision() {
           yaxis: { autorange: "reversed" },
         },
       ),
-    110 + 34 * arms.length,
+    140 + 34 * arms.length,
   );
   table(
     node,
@@ -180,6 +180,7 @@ function card() {
         })),
         {
           barmode: "group",
+          legend: { orientation: "h", y: 1.02, yanchor: "bottom" },
           yaxis: { autorange: "reversed" },
           xaxis: { title: { text: "LDS: rank correlation with what training came to" } },
           shapes: targets

@@ -1,4 +1,39 @@
 // What a pair, a feature and a category show when they are opened.
+// Which tokens of a pair a figure comes from: orange raises it, purple lowers it.
+function tokenMap(p) {
+  const own = D.tokens?.pairs[p.pair_id];
+  if (!own) return [];
+  const names = D.tokens.columns,
+    node = el("p", { class: "tokens", id: "tokens" }),
+    box = el("div", {});
+  const fill = (name) => {
+    const k = names.indexOf(name) + 1,
+      most = Math.max(...own.map((t) => Math.abs(t[k] ?? 0))) || 1;
+    node.replaceChildren(
+      ...own.map((t) =>
+        el(
+          "span",
+          {
+            title: `${signed(t[k])}`,
+            style: `background:rgba(${t[k] > 0 ? "213,94,0" : "117,112,179"},${(
+              (0.75 * Math.abs(t[k] ?? 0)) /
+              most
+            ).toFixed(3)})`,
+          },
+          t[0],
+        ),
+      ),
+    );
+  };
+  choose(
+    box,
+    "Tokens by",
+    names.map((name) => [name, words(name)]),
+    fill,
+  );
+  fill(names[0]);
+  return [el("h3", {}, "Which tokens"), box, node];
+}
 function showPair(p) {
   const i = PAIRS.indexOf(p);
   show(
@@ -30,6 +65,7 @@ function showPair(p) {
     quote(p.prompt),
     el("h3", {}, "Response"),
     quote(p.response),
+    ...tokenMap(p),
     el("h3", {}, "Features active on its own prompt"),
     el(
       "p",

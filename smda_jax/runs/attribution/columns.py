@@ -255,7 +255,7 @@ COLUMNS: dict[str, dict[str, str]] = {
     "experiment/shifts.parquet": {
         "arm": "as above",
         "target": "as in validation.parquet",
-        "predicted": "−Σ over the pairs left out of what the run says of them",
+        "predicted": "−Σ over the pairs left out of what the run says of them, at the recipe's rates",
         "realised": "after training without them, less after training on all; means over orders",
         "standard_error": "of realised",
         "before": "the target before training",

@@ -167,7 +167,8 @@ def shifts(
 ) -> list[dict[str, Any]]:
     """Of every arm that leaves pairs out, what the run predicts of every target against training on
     all pairs, and what training came to; NaN where the run does not know."""
-    pair = _predicted_of_pairs(on, targets)
+    # Of the run's own step; of another recipe its rates are longer, or shorter.
+    pair = _predicted_of_pairs(on, targets) * (on.recipe.share / on.config.step.learning_rate)
     values: dict[str, list[np.ndarray]] = {}
     left_out = {arm.name: arm.left_out for arm, _, _ in results}
     for arm, _, measured in results:
