@@ -57,6 +57,49 @@ def attribution(record: dict) -> str:
     return "\n".join(lines)
 
 
+def decisions(record: dict) -> str:
+    """The markdown that a record of acting on the demo makes."""
+    e, v = record["experiment"], record["validation"]
+    arms = e["arms"]
+    controls = [own for name, own in arms.items() if name.startswith("control")]
+    f1 = next(d for d in e["differences"] if d["metric"] == "f1")
+    rate = f"{e['recipe']['optimiser']} at {e['recipe']['learning_rate']:g}"
+    verdict = "works" if f1["low"] > 0 else "does not beat leaving out random pairs"
+    lines = [
+        f"**Acting on the flags {verdict}** (`./scripts/demo --validate`; {rate}, "
+        f"{arms['curated']['orders']} orders each):",
+        "",
+        "| trained on | pairs | soft F1 |",
+        "|---|---|---|",
+        f"| nothing | 0 | {arms['base']['f1']:.3f} |",
+        f"| all pairs | {arms['full']['pairs']} | {arms['full']['f1']:.3f} |",
+        f"| without the {e['removed']} flagged by mean ΔY ({e['planted_removed']} of the "
+        f"{e['planted']} planted among them) | {arms['curated']['pairs']} | "
+        f"**{arms['curated']['f1']:.3f}** |",
+        f"| without {e['removed']} random ones of the same labels, {len(controls)} draws | "
+        f"{controls[0]['pairs']} | {f1['control']:.3f} |",
+        "",
+        f"Curated less random: {f1['value']:+.3f} (95 %: {f1['low']:+.3f} … {f1['high']:+.3f}). "
+        "And how well the figures say what training does (the authors' recipe on "
+        f"{v['subsets']} random halves; rank correlation, ceiling in brackets):",
+        "",
+        "| | mean Y | coefficients: median | worst | planted pairs, AUPRC |",
+        "|---|---|---|---|---|",
+    ]
+    names = ("mean_y", "coefficient median", "coefficient worst")
+    words = {
+        "adamw": "`--recipe adamw-2e-5x3`, the default",
+        "sgd": "one plain step",
+        "gradient_cosine": "gradient cosine",
+        "bm25": "BM25",
+        "random": "random",
+    }
+    for figure, said in words.items():
+        cells = [f"{v['lds'][figure][t][0]:.2f} ({v['lds'][figure][t][3]:.2f})" for t in names]
+        lines.append(f"| {said} | {' | '.join(cells)} | {v['planted_auprc'][figure][0]:.2f} |")
+    return "\n".join(lines)
+
+
 def sweep(record: dict) -> str:
     """The markdown that a record of sweeps makes."""
     s, sec = record["settings"], record["seconds"]
@@ -79,6 +122,7 @@ def newest(name: str) -> dict:
 def blocks() -> dict[str, str]:
     """What stands between the markers, by the markers' name."""
     return {
+        "decisions": decisions(newest("decisions")),
         "demo": demo(newest("demo")),
         "attribution": attribution(newest("attribution-cpu")),
         "sweep": sweep(newest("sweep")),

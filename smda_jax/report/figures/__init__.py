@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from smda_jax.files import writing
 from smda_jax.report.data import Run
-from smda_jax.report.figures import checks, pairs, policy
+from smda_jax.report.figures import checks, decision, pairs, policy
 
 # file name -> what draws it; None where the run has no data for it
 FIGURES: dict[str, Callable[[Run], Figure | None]] = {
@@ -20,6 +20,8 @@ FIGURES: dict[str, Callable[[Run], Figure | None]] = {
     "scores": pairs.scores,
     "agreement": checks.agreement,
     "verify": checks.verify,
+    "experiment": decision.experiment,
+    "validation": decision.validation,
     "timings": checks.timings,
 }
 

@@ -233,7 +233,9 @@ COLUMNS: dict[str, dict[str, str]] = {
         "target": "mean_y, score, a category's mean Y or a coefficient, the median or the worst "
         "of them; of auprc and auc the pairs that are looked at",
         "value": "of the measure",
-        "low": _INTERVAL + "; of leave out and tail patch less one standard deviation",
+        "low": _INTERVAL
+        + "; of the worst of several it lies low, since every resample has a worst "
+        "of its own; of leave out and tail patch less one standard deviation",
         "high": _INTERVAL + "; likewise",
         "reference": "of lds the ceiling √(2r / (1 + r)), r between two orders of the same subset; "
         "of auprc the prevalence; of auc 0.5; else the mean over random pairs",
@@ -255,7 +257,8 @@ COLUMNS: dict[str, dict[str, str]] = {
     "experiment/shifts.parquet": {
         "arm": "as above",
         "target": "as in validation.parquet",
-        "predicted": "−Σ over the pairs left out of what the run says of them, at the recipe's rates",
+        "predicted": "−Σ over the pairs left out of what the run says of them, at the rates of the "
+        "recipe",
         "realised": "after training without them, less after training on all; means over orders",
         "standard_error": "of realised",
         "before": "the target before training",

@@ -377,6 +377,10 @@ def findings(rows: list[Row]) -> list[str]:
     return said
 
 
+def _shown(row: Row, value: float) -> str:
+    return f"{value:.2f}" if row.measure in ("lds", "auprc") else f"{value:+.3f}"
+
+
 def _print(rows: list[Row], console: Console) -> None:
     measures = {
         "mean Y": ("lds", "mean_y"),
@@ -394,10 +398,10 @@ def _print(rows: list[Row], console: Console) -> None:
         out.add_column(name, justify="left" if name == "figure" else "right", no_wrap=True)
     for figure in dict.fromkeys(r.figure for r in rows):
         cells = [by.get((figure, *key)) for key in shown.values()]
-        out.add_row(figure, *("" if r is None else f"{r.value:.3f}" for r in cells))
+        out.add_row(figure, *("" if r is None else _shown(r, r.value) for r in cells))
     tops = [next((r for r in rows if (r.measure, r.target) == key), None) for key in shown.values()]
     out.add_section()
-    names = ["" if r is None else f"{r.reference:.3f}" for r in tops]
+    names = ["" if r is None else _shown(r, r.reference) for r in tops]
     out.add_row("ceiling, chance", *names)
     said = (
         "Rank correlation with what training came to (LDS), planted pairs found (AUPRC), and mean Y"
