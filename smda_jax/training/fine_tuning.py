@@ -7,6 +7,7 @@ is which pairs a step sees, and with which weights.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any, NamedTuple
 
 import jax
@@ -184,8 +185,10 @@ class Training:
         rate = np.pad(rate, [(0, 0), (0, short)])
         lead = (*pair.shape[:2], parts)
         chosen = [self.tokens[i] for i in np.maximum(pair, 0).ravel().tolist()]
-        width = padded_length(max(t.length for t in chosen))
-        positions = padded_length(max(scored_in_a_row(t) for t in chosen))
+        # Of one run the longest pairs in sight, of several those of all, so that programs are few.
+        seen = chosen if len(pair) == 1 else self.tokens
+        width = padded_length(max(t.length for t in seen))
+        positions = padded_length(max(scored_in_a_row(t) for t in seen))
         batch = pair_batch(chosen, Padded(width, len(chosen), positions))
 
         def split(leaf: np.ndarray) -> np.ndarray:
@@ -212,11 +215,14 @@ class Training:
     def trained(self, orders: Sequence[Order], progress: Progress = silent) -> Iterator[Model]:
         """The models that runs end in, in order; told the share of the work just done."""
         total = sum(len(order.pair) for order in orders)
-        for start in range(0, len(orders), self.together):
-            group = orders[start : start + self.together]
+        size = -(-len(orders) // -(-len(orders) // self.together))
+        for start in range(0, len(orders), size):
+            group = orders[start : start + size]
             share = sum(len(order.pair) for order in group) / total
             told = _Told(progress, share / max(len(order.pair) for order in group))
-            yield from self.models(self.run(group, each=told))
+            # Groups of one size share a compiled program: the last run is repeated.
+            filled = [*group, *[group[-1]] * (size - len(group))]
+            yield from islice(self.models(self.run(filled, each=told)), len(group))
 
 
 @dataclass

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support import EMBEDDED, fails
@@ -206,6 +207,28 @@ def test_the_card_of_small_plain_steps_is_perfect_and_knows_a_broken_score(run: 
     said = json.loads((run / "validation.json").read_text())["findings"]
     assert said[0].startswith("mean_y: ")
     assert said[0] in (run / "report.html").read_text().replace("\\u2026", "…")
+    assert not any(s.startswith("run:mean_delta_y fails") for s in said)
+    # A figure broken on purpose: every pair has another's.
+    table = pq.read_table(run / "pairs.parquet").to_pydict()
+    order = np.argsort(table["mean_delta_y"])
+    broken = np.array(table["mean_delta_y"])
+    broken[order] = broken[order[::-1]]
+    pq.write_table(pa.table(table | {"mean_delta_y": broken.tolist()}), run / "pairs.parquet")
+    main(
+        [
+            "validate",
+            str(run),
+            "--subsets=16",
+            "--orders=1",
+            "--updates",
+            "sgd",
+            "--trained-at=0",
+            "--leave-out=0",
+            "--bootstrap=100",
+        ]
+    )
+    said = json.loads((run / "validation.json").read_text())["findings"]
+    assert any(s.startswith("run:mean_delta_y fails the card") for s in said)
 
 
 @pytest.mark.slow

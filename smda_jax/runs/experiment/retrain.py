@@ -237,14 +237,22 @@ def open_run(path: Path, recipe: str | None, console: Console) -> Retraining:
         changed = [k for k in inputs.hashes if inputs.hashes[k] != record["inputs"].get(k)]
         what = f"its {', '.join(sorted(changed))} changed since the run"
         raise InputError(path, what, "attribute again, into another folder")
-    name = recipe or (DEFAULT if config.recipe in (None, STEP) else config.recipe)
-    assert name is not None
-    asked = recipe_of(name)
+    asked = _recipe_of(config, recipe)
     tokens = tokenise_pairs(inputs.base, inputs.pairs, asked.max_length, asked.scored)
     policy = read_policy(path / "policy.json")
     return Retraining(
         path, record["fingerprint"], config, inputs, policy.feature_ids, policy.alpha, asked, tokens
     )
+
+
+def _recipe_of(config: Attribute, name: str | None) -> Recipe:
+    """A recipe, on the loss of the run; of the run's own, with what its options say instead."""
+    step, own = config.step, name is None and config.recipe not in (None, STEP)
+    found: Recipe = recipe_of(name or (config.recipe if own and config.recipe else DEFAULT))
+    found = replace(found, loss=step.loss, beta=step.beta)
+    if not own:
+        return found
+    return replace(found, loss_scope=step.loss_scope, max_length=step.max_length, batch=step.batch)
 
 
 def halves(pairs: int, count: int, fraction: float, seed: int) -> list[Int[np.ndarray, " some"]]:

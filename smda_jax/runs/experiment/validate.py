@@ -367,6 +367,14 @@ def findings(rows: list[Row]) -> list[str]:
             f"{target}: {best.figure} predicts best, rank correlation {best.value:.2f}{top} (95 %: "
             f"{best.low:.2f} … {best.high:.2f}), over {best.count} subsets."
         )
+    for figure in ("run:mean_delta_y", "run:score"):
+        own = [r for r in rows if (r.measure, r.figure, r.target) == ("lds", figure, "mean_y")]
+        failed = [r for r in own if not (r.low if r.low == r.low else r.value) > 0]
+        said += [
+            f"{figure} fails the card: it does not predict mean Y (rank correlation {r.value:.2f}, "
+            f"95 %: {r.low:.2f} … {r.high:.2f})."
+            for r in failed
+        ]
     own = [r for r in rows if r.measure == "auprc" and r.target == "pooled"]
     if own:
         best = max(own, key=lambda r: r.value)
