@@ -99,20 +99,29 @@ def _curate(command: Curate, console: Any) -> None:
     curate(command, console)
 
 
-def _experiment(command: Experiment, console: Any) -> None:
+def _redraw(run: Path, console: Any) -> None:
+    """The page anew, without saying again what was said before."""
+    from rich.console import Console
+    from rich.markup import escape
+
     from smda_jax.report.page import report
+
+    page = report(Report(run=run), Console(quiet=True))
+    console.print(f"Page: {escape(str(page))}", soft_wrap=True)
+
+
+def _experiment(command: Experiment, console: Any) -> None:
     from smda_jax.runs.experiment.experiment import experiment
 
     if experiment(command, console):
-        report(Report(run=command.run), console)
+        _redraw(command.run, console)
 
 
 def _validate(command: Validate, console: Any) -> None:
-    from smda_jax.report.page import report
     from smda_jax.runs.experiment.validate import validate
 
     if validate(command, console):
-        report(Report(run=command.run), console)
+        _redraw(command.run, console)
 
 
 class Command(NamedTuple):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +16,10 @@ class Ceiling(NamedTuple):
     """How well any figure could predict what was measured.
 
     Attributes:
-        reliability: rank correlation of one run of every subset with another order of it.
-        value: √(2r / (1 + r)), that of a mean of two orders with what it would be without noise.
+        reliability: rank correlation r of one run of every subset with another order of it; of
+            more than two, the mean over pairs of them.
+        value: √(nr / (1 + (n − 1) r)), that of a mean of n orders with what it would be without
+            noise (Spearman and Brown).
     """
 
     reliability: Float[np.ndarray, " target"]
@@ -76,10 +79,12 @@ def lds(
 
 
 def ceiling(realised: Float[np.ndarray, "set order target"]) -> Ceiling:
-    """Of subsets trained in two orders, or more of which the first two are looked at."""
-    r = _spearman(realised[:, 0], realised[:, 1])
+    """Of subsets trained in two orders or more."""
+    n = realised.shape[1]
+    both = combinations(range(n), 2)
+    r = np.mean([_spearman(realised[:, i], realised[:, j]) for i, j in both], axis=0)
     kept = np.clip(r, 0, 1)
-    return Ceiling(r, np.sqrt(2 * kept / (1 + kept)))
+    return Ceiling(r, np.sqrt(n * kept / (1 + (n - 1) * kept)))
 
 
 def _spearman(
@@ -95,9 +100,13 @@ def average_precision(
     figure: Float[np.ndarray, " pair"], wanted: Bool[np.ndarray, " pair"]
 ) -> float:
     """Area under precision and recall, `Σ (R_k − R_{k−1}) P_k` over the distinct values of the
-    figure, the highest first; a figure that knows nothing comes to the share of the wanted."""
-    order = np.argsort(-figure, kind="stable")
-    values, hits = figure[order], wanted[order].cumsum()
-    ends = np.append(np.flatnonzero(np.diff(values)), len(values) - 1)
+    figure, the highest first; a figure that knows nothing comes to the share of the wanted. Pairs
+    without a figure (NaN) come last; NaN where none is wanted."""
+    if not wanted.any():
+        return np.nan
+    known = np.where(np.isnan(figure), -np.inf, figure)
+    order = np.argsort(-known, kind="stable")
+    values, hits = known[order], wanted[order].cumsum()
+    ends = np.append(np.flatnonzero(values[1:] != values[:-1]), len(values) - 1)
     recall, precision = hits[ends] / hits[-1], hits[ends] / (ends + 1)
     return float(np.sum(np.diff(recall, prepend=0) * precision))

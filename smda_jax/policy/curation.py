@@ -43,9 +43,10 @@ def _border(
     figure: Float[np.ndarray, "*draw pair"], quantile: float
 ) -> Float[np.ndarray, "*draw one"]:
     # A median is the mean of the middle two, which an interpolated quantile may miss by a digit.
+    # A pair without a figure (NaN) has no part in it.
     if quantile == 0.5:
-        return np.median(figure, axis=-1, keepdims=True)
-    return np.quantile(figure, quantile, axis=-1, keepdims=True)
+        return np.nanmedian(figure, axis=-1, keepdims=True)
+    return np.nanquantile(figure, quantile, axis=-1, keepdims=True)
 
 
 def far_off_target(

@@ -49,6 +49,15 @@ class Judged:
         sign = np.array([0.0 if x is None else -1.0 if x else 1.0 for x in self.raises])
         return np.where(sign == 0, -np.inf, sign * self.figure(name))
 
+    def known(self, rule: str) -> Chosen:
+        """Pairs of which a rule says something at all."""
+        known = np.ones(len(self.raises), bool)
+        if rule in OF_FIGURES:
+            known &= ~np.isnan(self.figure(OF_FIGURES[rule]))
+        if rule in OF_SIDES:
+            known &= np.array([x is not None for x in self.raises])
+        return known
+
     def refuse_unknown_sides(self) -> None:
         """Raises InputError where nothing is expected of the pairs: no side is the wrong one."""
         if not {True, False} <= set(self.raises):
@@ -90,12 +99,12 @@ def _column(on: Judged, value: str) -> Chosen:
         raise InputError("--rule", f"there is no column {name!r}", remedy)
     values = on.columns[name]
     if given:
-        return np.array([str(v) == wanted for v in values])
+        return np.array([_same(v, wanted) for v in values])
     return np.array([_true(v, name) for v in values])
 
 
 def _true(value: Any, name: str) -> bool:
-    if value is None or value == "":
+    if value is None or value == "" or value != value:
         return False
     known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
     text = str(value).strip().lower().removesuffix(".0")
@@ -105,10 +114,40 @@ def _true(value: Any, name: str) -> bool:
     return known[text]
 
 
+def _same(value: Any, wanted: str) -> bool:
+    """Whether a value is what a rule says: as text, or as the same number."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            return float(wanted) == value
+        except ValueError:
+            return False
+    return value is not None and str(value) == wanted
+
+
 def _equals(name: str) -> Callable[[Judged, str], Chosen]:
-    return lambda on, value: np.array([str(v) == value for v in on.columns[name]])
+    def rule(on: Judged, value: str) -> Chosen:
+        found = np.array([_same(v, value) for v in on.columns[name]])
+        if not found.any():
+            known = ", ".join(dict.fromkeys(str(v) for v in on.columns[name] if v is not None))
+            remedy = f"of {known}" if known else ""
+            raise InputError("--rule", f"no pair has {name} {value!r}", remedy)
+        return found
+
+    return rule
 
 
+# Figures that rules look at, and rules that ask what is expected of a pair.
+OF_FIGURES = {
+    "mean_delta_y": "mean_delta_y",
+    "quantile": "mean_delta_y",
+    "top": "mean_delta_y",
+    "score": "score",
+    "score_quantile": "score",
+    "score_top": "score",
+    "off_target": "off_target_share",
+    "stable": "flag_delta_y_stability",
+}
+OF_SIDES = ("mean_delta_y", "quantile", "top", "score", "score_quantile", "score_top")
 # name -> (whether it takes a value: never, always, or maybe (None), what it chooses)
 RULES: dict[str, tuple[bool | None, Callable[[Judged, str], Chosen]]] = {
     "mean_delta_y": (False, _across("mean_delta_y")),
@@ -132,10 +171,12 @@ def choose(rule: str, on: Judged) -> tuple[Chosen, list[str]]:
     Raises:
         InputError: the rule cannot be read, or the run does not know what it looks at.
     """
-    parts = re.split(r"\s+or\s+", rule.strip())
+    if re.search(r"(?i)(^|\s)(and|or|not)\s*$", rule):
+        raise InputError("--rule", f"{rule!r} ends before its last condition")
+    parts = re.split(r"(?i)\s+or\s+", rule.strip())
     chosen, reasons = np.zeros(len(on.raises), bool), [[] for _ in on.raises]
     for part in parts:
-        terms = re.split(r"\s+and\s+", part.strip())
+        terms = re.split(r"(?i)\s+and\s+", part.strip())
         held = np.stack([_term(term, on) for term in terms]).all(axis=0)
         chosen |= held
         for row in np.flatnonzero(held):
@@ -148,13 +189,14 @@ def _term(text: str, on: Judged) -> Chosen:
     negated = plain.startswith("not ")
     name, given, value = plain.removeprefix("not ").strip().partition(":")
     if name not in RULES:
-        raise InputError("--rule", f"{name!r} is not known", f"one of {', '.join(RULES)}")
+        remedy = f"one of {', '.join(RULES)}, joined by not, and, or (no parentheses)"
+        raise InputError("--rule", f"{name!r} is not known", remedy)
     takes, rule = RULES[name]
     if takes is not None and takes != bool(given and value):
         what = f"{name} takes {'a value' if takes else 'no value'}"
         raise InputError("--rule", what, f"{name}:VALUE" if takes else name)
     found = rule(on, value)
-    return ~found if negated else found
+    return ~found & on.known(name) if negated else found
 
 
 def _share(text: str) -> float:
@@ -168,7 +210,7 @@ def _share(text: str) -> float:
 
 
 def _count(text: str) -> int:
-    if not text.isdigit() or not int(text):
+    if not re.fullmatch("[0-9]+", text) or not int(text):
         raise InputError("--rule", f"{text!r} is no number of pairs", "such as top:20")
     return int(text)
 

@@ -26,6 +26,10 @@ def step(run: Run) -> list[str]:
     said = f"The numbers are those of {STEPS.get(own['update'], 'an update ' + own['update'])}"
     if own["recipe"] != "sgd-step":
         said += f", for the recipe {own['recipe']}"
+    else:
+        said += f" of {own['learning_rate']:g}"
+    scored = {"all": "whole sequences", "response": "answers"}.get(own.get("loss_scope", ""))
+    said += f"; {scored} are scored" if scored else ""
     if own["trained"]:
         said += f"; prompts are read, and the policy is fitted, at {own['trained']}"
     return [said + "."]

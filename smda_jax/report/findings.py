@@ -56,8 +56,8 @@ def words(name: str) -> str:
 def findings(run: Run) -> list[str]:
     """The sentences, the most important first."""
     parts = (
-        decided,
         step,
+        decided,
         _behaviour,
         _fit,
         _coefficients,

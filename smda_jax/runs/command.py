@@ -56,6 +56,8 @@ class Command:
             if choices and value not in choices:
                 known = ", ".join(str(choice) for choice in choices if choice is not None)
                 raise InputError(flag, f"{value!r} is not known", f"one of {known}")
+            if name == "seed" and value < 0:
+                raise InputError(flag, f"{value} is below 0")
             if get_origin(hint) is tuple and isinstance(value, str):
                 raise InputError(flag, f"{value!r} is one text", f"a tuple: ({value!r},)")
 

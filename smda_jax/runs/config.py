@@ -12,7 +12,7 @@ from smda_jax.model.operations import ADAPTER, ALL
 from smda_jax.runs.checks import check_attribute
 from smda_jax.runs.command import Command
 from smda_jax.runs.questions import Questions
-from smda_jax.runs.recipes import Step, step_of
+from smda_jax.runs.recipes import MANY, Step, step_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,15 +163,15 @@ class Attribute(Questions):
         super().check()
         check_attribute(self.settled())
 
-    def settled(self) -> "Attribute":
-        """With everything that a recipe says and no option does.
+    def settled(self, pairs: int = MANY) -> "Attribute":
+        """With everything that a recipe says and no option does; of so many pairs.
 
         Raises:
             InputError: there is no such recipe, or it stands for no step.
         """
         missing: dict[str, Any] = {}
         if any(getattr(self, name) is None for name in ("recipe", *Step._fields)):
-            said = step_of(self.recipe, self.update)
+            said = step_of(self.recipe, self.update, self.batch, pairs)
             missing = {k: v for k, v in said.items() if getattr(self, k) is None}
         if self.trained is not None and self.engine == "auto":
             missing["engine"] = READS_ELSEWHERE

@@ -95,10 +95,13 @@ class Training:
         loss = self.tokens[0].loss
         found = np.zeros((len(self.tokens), loss.rows))
         if loss.compared:
+            params = self.model.params
+            if self.compute is not None:  # as the passes of the steps are
+                params = self.model.astype(self.compute).params
             for i, pair in enumerate(self.tokens):
                 batch = pair_batch([pair], Padded(padded_length(pair.length), 1))
                 with numerics(self.model.dtype):
-                    found[i] = np.asarray(_sums.run(self.model.params, batch))[0]
+                    found[i] = np.asarray(_sums.run(params, batch))[0]
         return found
 
     def begin(self, runs: int = 1) -> State:

@@ -61,6 +61,8 @@ class Recipe:
             if not getattr(self, name) >= low:
                 flag = f"--{name.replace('_', '-')}"
                 raise InputError(flag, f"{getattr(self, name)} is below {low}")
+        if not self.learning_rate:
+            raise InputError("--learning-rate", "0 trains nothing", "such as 2e-5")
         if not 0 <= self.warmup < 1:
             raise InputError("--warmup", f"{self.warmup} is not a share", "0 to 1 (exclusive)")
 
@@ -69,16 +71,14 @@ class Recipe:
         """The loss of a pair."""
         return make_loss(self.loss, self.loss_scope, self.beta)
 
-    @property
-    def share(self) -> float:
-        """What the learning rates of a pair's steps add up to on average, over the batch.
+    def share(self, pairs: int) -> float:
+        """`Σ_k η[k] / pairs`: what a pair's loss counts in a run on so many pairs.
 
-        The first-order change of a run under plain steps is the sum over the pairs of `−share · g`:
-        each pair is seen once an epoch, at any step, as one of a batch.
+        To first order a run of plain steps is the sum over the pairs of `−share · g`: of every
+        step, whose weights add up to one, each pair has its share on average. A gradient that is
+        clipped counts for less.
         """
-        mean = {"linear": 0.5, "cosine": 0.5, "constant": 1.0}[self.schedule]
-        risen = self.warmup / 2 + (1 - self.warmup) * mean
-        return self.learning_rate * self.epochs * risen / self.batch
+        return float(self.learning_rate * rates(self, self.steps(pairs)).sum() / pairs)
 
     def steps(self, pairs: int) -> int:
         """Optimiser steps of a run on so many pairs."""
@@ -206,4 +206,6 @@ def recipe_named(text: str) -> Recipe:
     if matched is None:
         remedy = "OPTIMISER-RATExEPOCHS such as adamw-2e-5x3, sgd-step, or a finetune.json"
         raise InputError("--recipe", f"{text!r} is not known", remedy)
-    return Recipe(matched[1], float(matched[2]), epochs=int(matched[3]))
+    found = Recipe(matched[1], float(matched[2]), epochs=int(matched[3]))
+    found.check()
+    return found

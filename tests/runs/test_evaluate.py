@@ -285,6 +285,8 @@ def test_a_reply_without_a_verdict_is_refused(reply: str) -> None:
         (("--judge=endpoint",), ("--judge-url",)),
         (("--judge-url=http://x",), ("--judge-url", "says nothing")),
         (("--verdicts=a.csv", "--judge=keywords"), ("--verdicts",)),
+        (("--judge=endpoint", "--judge-url=x", "--judge-model=m"), ("--judge-url", "'x'")),
+        (("--seed=-1",), ("--seed", "below 0")),
         (("--answer-tokens=0",), ("--answer-tokens", "below 1")),
     ],
 )

@@ -72,7 +72,8 @@ def test_the_run_says_which_step_it_is_of(finished: Path) -> None:
     record = json.loads((finished / "run.json").read_text())
     step = record["step"]
     assert (step["recipe"], step["update"]) == (RECIPE, "sgd")
-    assert step["learning_rate"] == pytest.approx(1e-3 / 2 / 16)
+    # Three steps on 44 pairs, at rates of 1, 2/3 and 1/3 of the highest.
+    assert step["learning_rate"] == pytest.approx(1e-3 * 2 / 44)
     assert record["config"]["loss_scope"] == "all"
 
 
@@ -264,8 +265,8 @@ def test_parts_of_an_array_job_make_the_whole(run: Path, capsys) -> None:
     [
         (["curate", "nowhere"], ("nowhere", "not a run folder")),
         (["curate", "{run}", "--rule=top:0"], ("--rule", "'0'")),
-        (["curate", "{run}", "--rule=label:none"], ("--rule", "no pair")),
-        (["curate", "{run}", "--rule=not label:none"], ("--rule", "every pair")),
+        (["curate", "{run}", "--rule=label:none"], ("--rule", "no pair", "harmful_refusal")),
+        (["curate", "{run}", "--rule=not top:1 or top:1"], ("--rule", "every pair")),
         (["curate", "{run}", "--repair=relabel"], ("--relabel",)),
         (["curate", "{run}", "--weight=0.5"], ("--weight", "reweight")),
         (["curate", "{run}", "--rule=column:x"], ("--rule", "--columns-from")),

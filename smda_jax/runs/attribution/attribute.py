@@ -51,7 +51,8 @@ class Stages:
         start = time.perf_counter()
         with self.console.status(name):
             yield
-        self.seconds[name] = round(time.perf_counter() - start, 3)
+        spent = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        self.seconds[name] = round(spent, 3)
 
 
 def attribute(config: Attribute, console: Console | None = None) -> Summary:
@@ -61,7 +62,6 @@ def attribute(config: Attribute, console: Console | None = None) -> Summary:
         InputError: something of the configuration cannot be used; nothing has been written then.
     """
     config.check()
-    config = config.settled()
     if config.distributed:
         processes.connect()
     console = console or Console()
@@ -83,11 +83,17 @@ class _Attribution:
 
     def run(self) -> Summary:
         """All stages."""
-        config, stage = self.config, Stages(self.console)
+        stage = Stages(self.console)
         # Refuses an unknown one at once.
-        optimiser_named(config.step.update, config.step.learning_rate)
+        optimiser_named(self.config.step.update, self.config.step.learning_rate)
         with stage("read inputs"):
-            inputs = load_inputs(config, self.console)
+            inputs = load_inputs(self.config, self.console)
+        return replace(self, config=inputs.config).on(inputs, stage)
+
+    def on(self, inputs: Inputs, stage: Stages) -> Summary:
+        """All stages but the first."""
+        config = self.config
+        with stage("read inputs"):
             folder = RunFolder(config.out, *record_of(config, inputs))
         finished = folder.recorded("status") == "complete"
         before = folder.recorded("timings") if finished else None

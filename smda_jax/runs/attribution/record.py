@@ -85,8 +85,7 @@ def record_of(config: Attribute, inputs: Inputs) -> tuple[str, dict[str, Any]]:
         },
         "step": {
             "recipe": config.recipe,
-            "update": config.update,
-            "learning_rate": config.learning_rate,
+            **config.step._asdict(),
             "trained": config.trained,
         },
         "polarity": {"raises": inputs.polarity.labels, "source": inputs.polarity.source},

@@ -64,6 +64,9 @@ class Evaluate(Questions):
         if self.judge == "endpoint" and not (self.judge_url and self.judge_model):
             what = "endpoint needs an address and a model"
             raise InputError("--judge", what, "--judge-url http://host:8000/v1 --judge-model NAME")
+        if self.judge_url and not self.judge_url.startswith(("http://", "https://")):
+            what = f"{self.judge_url!r} is no address"
+            raise InputError("--judge-url", what, "such as http://localhost:8000/v1")
         for name, of in {
             "judge_url": "endpoint",
             "judge_model": "endpoint",

@@ -149,7 +149,7 @@ def curate(config: Curate, console: Console | None = None) -> Curated:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content)
         write_text(out / name, text)
     if config.repair == "reweight":
-        ids = (f"{found.pairs.ids[i]},{config.weight:g}" for i in np.flatnonzero(found.chosen))
+        ids = (f"{found.pairs.ids[i]},{config.weight!r}" for i in np.flatnonzero(found.chosen))
         write_text(out / "weights.csv", "\n".join(["pair_id,weight", *ids]) + "\n")
     write_text(out / RECORD, json.dumps(_record(config, found), indent=2, ensure_ascii=False))
     counts = Counter(found.pairs.label[i] for i in np.flatnonzero(found.chosen))

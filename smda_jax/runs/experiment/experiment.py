@@ -168,7 +168,9 @@ def shifts(
     """Of every arm that leaves pairs out, what the run predicts of every target against training on
     all pairs, and what training came to; NaN where the run does not know."""
     # Of the run's own step; of another recipe its rates are longer, or shorter.
-    pair = _predicted_of_pairs(on, targets) * (on.recipe.share / on.config.step.learning_rate)
+    pair = _predicted_of_pairs(on, targets) * (
+        on.recipe.share(len(on.tokens)) / on.config.step.learning_rate
+    )
     values: dict[str, list[np.ndarray]] = {}
     left_out = {arm.name: arm.left_out for arm, _, _ in results}
     for arm, _, measured in results:
@@ -245,7 +247,8 @@ def agreement(table: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
         ]
         if len(own) > 2:
             both = ([row[name] for row in own] for name in ("predicted", "realised"))
-            found[kind] = {"spearman": float(spearmanr(*both).statistic), "of": len(own)}  # type: ignore
+            rank = spearmanr(*both)[0]
+            found[kind] = {"spearman": float(rank), "of": len(own)}  # type: ignore[arg-type]
     return found
 
 

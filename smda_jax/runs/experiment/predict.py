@@ -31,7 +31,7 @@ class Targets:
     """What training is measured by, and what figures of pairs predict.
 
     Attributes:
-        W: the policy before training, which `score` goes along.
+        W: the run's policy, which `score` goes along.
         alpha: its penalty.
         categories: (label, category) of the prompts, each once.
         members: prompts of each, as weights of a mean.
@@ -53,7 +53,13 @@ class Targets:
         members = np.array([[float(one == of) for one in own] for of in categories])
         members = members.reshape(len(categories), len(prompts))
         members = members / np.maximum(members.sum(axis=1, keepdims=True), 1)
-        return cls(on.base.policy(on.alpha), on.alpha, categories, members, on.feature_ids)
+        return cls(
+            np.array([on.W[k] for k in on.feature_ids]),
+            on.alpha,
+            categories,
+            members,
+            on.feature_ids,
+        )
 
     @property
     def names(self) -> list[str]:
@@ -98,7 +104,9 @@ def stepping_by(on: Retraining, update: str) -> Stepping:
     """Steps of a named update on the recipe's losses."""
     c = on.config
     curvature = Curvature(None, c.damping, c.fisher, c.seed, on.recipe.batch)
-    told = Preparation(on.inputs.base, on.tokens, on.recipe.share, curvature, on.inputs.moved)
+    told = Preparation(
+        on.inputs.base, on.tokens, on.recipe.share(len(on.tokens)), curvature, on.inputs.moved
+    )
     made = offer(update).prepare(told)
     return Stepping(on.inputs.base, made.replace(moved=on.inputs.moved))
 

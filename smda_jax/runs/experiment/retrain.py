@@ -79,6 +79,7 @@ class Retraining:
         inputs: that it read.
         feature_ids: of its policy.
         alpha: of its policy.
+        W: its policy, by feature.
         recipe: of the training.
         tokens: of the pairs, as the recipe scores them.
     """
@@ -89,6 +90,7 @@ class Retraining:
     inputs: Inputs
     feature_ids: list[int]
     alpha: float
+    W: dict[int, float]
     recipe: Recipe
     tokens: list[PairTokens]
 
@@ -99,7 +101,10 @@ class Retraining:
     @cached_property
     def training(self) -> Training:
         """Of all runs of the recipe."""
-        return Training(self.inputs.base, self.tokens, self.recipe, self.inputs.moved)
+        base, dtype = self.inputs.base, self.config.dtype
+        # Small steps would be lost in bfloat16 parameters: there the passes alone are.
+        base = base.astype("float32") if dtype == "bfloat16" else base
+        return Training(base, self.tokens, self.recipe, self.inputs.moved, dtype)
 
     @cached_property
     def base(self) -> Measured:
@@ -112,6 +117,7 @@ class Retraining:
         Raises:
             InputError: the behaviour or an activation is not finite.
         """
+        model = model.astype(self.config.dtype)
         question, tokens = replace(self.inputs.question, model=model), self.inputs.prompt_tokens
         reading = run_prompts(question, tokens)
         if not (np.isfinite(reading.y).all() and np.isfinite(reading.h).all()):
@@ -240,14 +246,15 @@ def open_run(path: Path, recipe: str | None, console: Console) -> Retraining:
     asked = _recipe_of(config, recipe)
     tokens = tokenise_pairs(inputs.base, inputs.pairs, asked.max_length, asked.scored)
     policy = read_policy(path / "policy.json")
-    return Retraining(
-        path, record["fingerprint"], config, inputs, policy.feature_ids, policy.alpha, asked, tokens
-    )
+    W = dict(zip(policy.feature_ids, policy.weights, strict=True))
+    of_policy = (policy.feature_ids, policy.alpha, W)
+    return Retraining(path, record["fingerprint"], config, inputs, *of_policy, asked, tokens)
 
 
 def _recipe_of(config: Attribute, name: str | None) -> Recipe:
     """A recipe, on the loss of the run; of the run's own, with what its options say instead."""
-    step, own = config.step, name is None and config.recipe not in (None, STEP)
+    step, known = config.step, config.recipe not in (None, STEP)
+    own = known and name in (None, config.recipe)
     found: Recipe = recipe_of(name or (config.recipe if own and config.recipe else DEFAULT))
     found = replace(found, loss=step.loss, beta=step.beta)
     if not own:

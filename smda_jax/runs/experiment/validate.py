@@ -188,7 +188,8 @@ def bm25(on: Retraining) -> Float[np.ndarray, " pair"]:
             str(w)
             for w in bm25s.tokenize([text], show_progress=False, stopwords=[], return_ids=False)[0]
         ]
-        total += index.get_scores([w for w in words if w in index.vocab_dict]) if words else 0
+        known = [word for word in words if word in index.vocab_dict]
+        total += index.get_scores(known) if known else 0
     return total / len(asked)
 
 
@@ -211,6 +212,8 @@ def lds_rows(
             for summary, how in summaries.items():
                 target = f"{kind} {summary}".strip()
                 value, low, high = own.summed_up(how, numbers)
+                if summary == "worst":  # every resample has a worst of its own: they lie too low
+                    low = high = np.nan
                 rows.append(
                     Row(
                         "lds",
@@ -363,9 +366,10 @@ def findings(rows: list[Row]) -> list[str]:
             continue
         best = max(own, key=lambda r: r.value)
         top = f" of a ceiling of {best.reference:.2f}" if best.reference == best.reference else ""
+        sure = f" (95 %: {best.low:.2f} … {best.high:.2f})" if best.low == best.low else ""
         said.append(
-            f"{target}: {best.figure} predicts best, rank correlation {best.value:.2f}{top} (95 %: "
-            f"{best.low:.2f} … {best.high:.2f}), over {best.count} subsets."
+            f"{target}: {best.figure} predicts best, rank correlation {best.value:.2f}{top}{sure}, "
+            f"over {best.count} subsets."
         )
     for figure in ("run:mean_delta_y", "run:score"):
         own = [r for r in rows if (r.measure, r.figure, r.target) == ("lds", figure, "mean_y")]
@@ -386,6 +390,8 @@ def findings(rows: list[Row]) -> list[str]:
 
 
 def _shown(row: Row, value: float) -> str:
+    if value != value:
+        return "–"
     return f"{value:.2f}" if row.measure in ("lds", "auprc") else f"{value:+.3f}"
 
 

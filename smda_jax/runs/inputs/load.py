@@ -37,10 +37,12 @@ from smda_jax.sae.formats import load as load_sae
 class Inputs:
     """Everything that a run reads.
 
-    `base` is the model that pairs are stepped on, `question` of that which prompts are read at, the
-    same but for `--trained`. `overlapping` counts evaluation prompts that are also trained on.
+    `config` says everything, the learning rate of a recipe for so many pairs too. `base` is the
+    model that pairs are stepped on, `question` of that which prompts are read at: the same but for
+    `--trained`. `overlapping` counts evaluation prompts that are also trained on.
     """
 
+    config: Attribute
     question: Question
     base: Model
     sae: SAE
@@ -80,7 +82,7 @@ def load_inputs(config: Attribute, console: Console, *, weights: bool = True) ->
     """
 
     config.check()
-    config = config.settled()
+    asked_config, config = config, config.settled()
     step = config.step
     options = config.behaviour_options()
     asked = feature_specs.parse(config.features)
@@ -155,6 +157,7 @@ def load_inputs(config: Attribute, console: Console, *, weights: bool = True) ->
     for text in said_of(pairs, pair_tokens, behaviour):
         say(console, text)
     return Inputs(
+        config=asked_config.settled(len(pairs)),
         question=Question(read, behaviour, site),
         base=model,
         sae=sae,

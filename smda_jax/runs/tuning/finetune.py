@@ -104,6 +104,8 @@ def prepare(c: Finetune, place: Path, console: Console) -> Prepared:
     if pairs.said:
         say(console, f"{pairs.source}: {pairs.said}")
     weight = None if c.weights is None else weights_of(c.weights, pairs.ids)
+    if weight is not None and not weight.any():
+        raise InputError(c.weights, "gives every pair the weight 0: nothing would be trained")
     base = checkpoint.fetch(c.model)
     shape = checkpoint.read_config(base)
     adapter = None if c.adapter is None else adapters.fetch(c.adapter)

@@ -53,7 +53,7 @@ def prepare(on: Preparation) -> Diagonal:
 
     with numerics(model.dtype):
         moments = mean_over(model, tokens, part)
-        factor = derivative_of_step(moments, on.curvature.batch, model.dtype)
+        factor = derivative_of_step(moments, min(on.curvature.batch, len(tokens)), model.dtype)
     return Diagonal(on.learning_rate, factor)
 
 
