@@ -60,7 +60,7 @@ def test_a_finetunes_record_is_a_recipe(tmp_path: Path) -> None:
     ["adamw", "adamw-2e-5", "adamw-x-3", "lion-1e-4x1", "adamw-1e-5x0", "adamw-nanx1", "adamw-0x1"],
 )
 def test_recipes_that_stand_for_no_step_are_refused(recipe: str) -> None:
-    with pytest.raises(InputError, match="recipe|epochs|rate"):
+    with pytest.raises(InputError, match=r"recipe|epochs|rate"):
         settled(recipe=recipe)
 
 

@@ -247,8 +247,9 @@ def agreement(table: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
         ]
         if len(own) > 2:
             both = ([row[name] for row in own] for name in ("predicted", "realised"))
-            rank = spearmanr(*both)[0]
-            found[kind] = {"spearman": float(rank), "of": len(own)}  # type: ignore[arg-type]
+            predicted, realised = both
+            rank: Any = spearmanr(predicted, realised)
+            found[kind] = {"spearman": float(rank[0]), "of": len(own)}
     return found
 
 
