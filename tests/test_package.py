@@ -48,7 +48,12 @@ SOURCES = sorted(
 
 
 # Of these each shows what further tests do too.
-FURTHER = ("attribute_by_hand.py", "run_and_verify.py", "politeness.py")
+FURTHER = (
+    "attribute_by_hand.py",
+    "run_and_verify.py",
+    "politeness.py",
+    "update_of_your_own.py",
+)
 EXAMPLES = [
     pytest.param(path.name, marks=[pytest.mark.exhaustive] * (path.name in FURTHER))
     for path in sorted((ROOT / "examples").glob("*.py"))

@@ -1,5 +1,6 @@
 """Which pairs to look at before training on them."""
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -43,10 +44,12 @@ def _border(
     figure: Float[np.ndarray, "*draw pair"], quantile: float
 ) -> Float[np.ndarray, "*draw one"]:
     # A median is the mean of the middle two, which an interpolated quantile may miss by a digit.
-    # A pair without a figure (NaN) has no part in it.
-    if quantile == 0.5:
-        return np.nanmedian(figure, axis=-1, keepdims=True)
-    return np.nanquantile(figure, quantile, axis=-1, keepdims=True)
+    # A pair without a figure (NaN) has no part in it; without any there is no border.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
+        if quantile == 0.5:
+            return np.nanmedian(figure, axis=-1, keepdims=True)
+        return np.nanquantile(figure, quantile, axis=-1, keepdims=True)
 
 
 def far_off_target(

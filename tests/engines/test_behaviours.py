@@ -139,7 +139,7 @@ NAMES = [
 ]
 
 
-FURTHER = ("completion less", "probe late", "contrast")
+FURTHER = ("completion less", "probe late", "contrast", "leaning")
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from smda_jax.steps.updates.contract import Update
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_bfloat16_ranks_pairs_as_float32_does():
     """Passes in bfloat16: scores and mean ΔY of `reverse`, and scores along the query."""
     prompts = smda.load_prompts(EMBEDDED / "prompts.parquet")

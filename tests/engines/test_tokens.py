@@ -135,11 +135,13 @@ def test_a_planted_trigger_is_found(tmp_path, capsys):
     ]
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    prompts = pq.read_table(EMBEDDED / "prompts.parquet")
+    pq.write_table(prompts.take(list(range(0, 514, 9))), tmp_path / "prompts.parquet")
     options = [
         f"--model={EMBEDDED / 'model'}",
         f"--sae={EMBEDDED / 'sae'}",
         f"--pairs={path}",
-        f"--eval={EMBEDDED / 'prompts.parquet'}",
+        f"--eval={tmp_path / 'prompts.parquet'}",
         "--features=contrast:0.6",
         "--recipe=sgd-step",
         "--bootstrap=0",

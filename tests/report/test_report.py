@@ -76,13 +76,17 @@ def test_the_page_is_one_file_that_names_no_other(hostile):
     assert len(page) < 15e6
 
 
+FURTHER = ("tokens", "validation", "experiment/")
+
+
 def test_every_column_is_documented(hostile):
     for path in hostile.glob("*.parquet"):
         if path.name == "verify_points.parquet":
             continue
         assert set(pq.read_schema(path).names) <= set(COLUMNS[path.name]), path.name
     for name in COLUMNS:
-        assert (hostile / name).is_file(), name
+        if not name.startswith(FURTHER):  # of commands and options that this run had none of
+            assert (hostile / name).is_file(), name
 
 
 def test_a_redacted_page_holds_no_text(hostile):

@@ -29,7 +29,7 @@ from smda_jax.runs.folder.store import RunFolder
     [
         ("float64", 1e-6, "relu_proxy", "on", "auto"),
         ("float32", 1e-4, "relu_proxy", "on", "forward"),
-        ("float64", 1e-6, "native", "off", "reverse"),
+        pytest.param("float64", 1e-6, "native", "off", "reverse", marks=pytest.mark.exhaustive),
         ("float64", 1e-6, "native", "on", "query"),
     ],
 )
@@ -102,6 +102,7 @@ def test_residual_streams_are_kept_of_the_layers_asked_for(files, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "update",
     ["adam", *(pytest.param(u, marks=pytest.mark.exhaustive) for u in ("normalised", "ekfac"))],

@@ -103,6 +103,7 @@ def test_a_completion_of_every_prompt(with_columns, tmp_path):
     )
 
 
+@pytest.mark.exhaustive
 def test_a_number_of_the_data_moves_the_policy_through_activations_alone(with_columns, tmp_path):
     options = ("--behaviour=column", "--column=judged", "--features=contrast:0.01")
     found = []

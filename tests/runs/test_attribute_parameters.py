@@ -33,7 +33,7 @@ def adapted(files, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "engine",
-    ["reverse", *(pytest.param(e, marks=pytest.mark.exhaustive) for e in ("query", "finite"))],
+    ["query", *(pytest.param(e, marks=pytest.mark.exhaustive) for e in ("reverse", "finite"))],
 )
 def test_an_adapter_is_worn_and_stepped_on(adapted, tmp_path, engine):
     # Small enough for the true step to be linear.

@@ -40,7 +40,7 @@ def test_a_block_too_large_for_memory_is_halved_until_it_fits(files, tmp_path, m
 @pytest.mark.parametrize(
     "options",
     [
-        ("--engine=reverse", "--update=adam"),
+        pytest.param(("--engine=reverse", "--update=adam"), marks=pytest.mark.exhaustive),
         pytest.param(("--engine=query",), marks=pytest.mark.exhaustive),
         ("--engine=query", "--keep=score"),
     ],
@@ -64,6 +64,7 @@ def test_whatever_program_runs_out_of_memory_first_is_asked_for_less(
     np.testing.assert_allclose(small["score"], base["score"], rtol=1e-9, atol=1e-15)
 
 
+@pytest.mark.exhaustive
 def test_a_base_computed_anew_leaves_the_plan_as_it_was(files, tmp_path):
     """What a run began with holds, whatever a later planner would choose."""
     out = run(files, tmp_path / "run")

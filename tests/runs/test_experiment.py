@@ -15,6 +15,7 @@ from support import EMBEDDED, fails
 
 from smda_jax.cli import main
 from smda_jax.data.records import load_pairs, load_prompts
+from smda_jax.runs.attribution.columns import COLUMNS
 from smda_jax.runs.experiment.curate import rows_of
 
 RECIPE = "sgd-1e-3x1"  # small plain steps: first order is exact but for rounding
@@ -164,6 +165,9 @@ def test_an_experiment_is_what_its_commands_are_one_by_one(files, run: Path, tmp
         (row,) = [r for r in table if r["arm"] == name and r["order"] == 1]
         assert row["mean_y"] == pytest.approx(found["mean_y"], rel=1e-3)
         assert row["f1"] == pytest.approx(found["metrics"]["f1"]["value"], rel=1e-3)
+    for name in ("experiment", "shifts"):
+        written = pq.read_schema(run / "experiment" / f"{name}.parquet").names
+        assert set(written) == set(COLUMNS[f"experiment/{name}.parquet"])
     record = json.loads((run / "experiment" / "experiment.json").read_text())
     (f1,) = [d for d in record["differences"] if d["metric"] == "f1"]
     own = {k: [r["f1"] for r in table if r["arm"] == k] for k in ("curated", "control 1")}
@@ -205,6 +209,7 @@ def test_the_card_of_small_plain_steps_is_perfect_and_knows_a_broken_score(run: 
     assert found["random", "pooled"]["value"] < planted["value"]
     patch = {r["figure"]: r for r in rows if r["measure"] == "tail patch"}
     assert patch["sgd"]["value"] > patch["sgd"]["reference"]
+    assert set(rows[0]) == set(COLUMNS["validation.parquet"])
     said = json.loads((run / "validation.json").read_text())["findings"]
     assert said[0].startswith("mean_y: ")
     assert said[0] in (run / "report.html").read_text().replace("\\u2026", "…")

@@ -67,13 +67,12 @@ def test_recipes_that_stand_for_no_step_are_refused(recipe: str) -> None:
 def test_a_run_under_adamw_is_the_same_by_every_engine(files, tmp_path: Path) -> None:
     options = ("--recipe=adamw-1e-4x1", "--dtype=float64", "--bootstrap=0")
     found = {}
-    for engine in ("forward", "reverse", "query"):
+    for engine in ("reverse", "query"):
         out = run(files, tmp_path / engine, *options, f"--engine={engine}")
         found[engine] = table(out, "pairs.parquet")
     for name in ("score", "mean_delta_y"):
-        want = found["forward"][name].astype(float)
-        for engine in ("reverse", "query"):
-            np.testing.assert_allclose(found[engine][name].astype(float), want, rtol=1e-8)
+        want = found["reverse"][name].astype(float)
+        np.testing.assert_allclose(found["query"][name].astype(float), want, rtol=1e-8)
 
 
 def test_trained_at_the_base_is_the_run_itself(files, tmp_path: Path) -> None:

@@ -92,6 +92,7 @@ class Targets:
 
 def evaluation_of(on: Retraining, model: Model) -> Evaluation:
     """The run's prompts as a model reads them."""
+    model = model.astype(on.config.dtype)
     question = replace(on.inputs.question, model=model)
     tokens = on.inputs.prompt_tokens
     selection = Selection(on.inputs.sae, on.feature_ids, on.config.encoder)

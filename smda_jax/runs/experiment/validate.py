@@ -1,13 +1,9 @@
 """`smda-jax validate`: how well the figures of a run say what training does."""
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
 
-import bm25s
 import numpy as np
-import pyarrow.parquet as pq
 from jaxtyping import Bool, Float
 from rich import box
 from rich.console import Console
@@ -22,44 +18,21 @@ from smda_jax.policy.counterfactual import (
 )
 from smda_jax.policy.interference import separation_auc
 from smda_jax.runs.command import part_of
+from smda_jax.runs.experiment.compared import Figure, all_figures
 from smda_jax.runs.experiment.config import Validate
 from smda_jax.runs.experiment.predict import (
     Targets,
-    evaluation_of,
-    mean_model,
-    predict,
-    stepping_by,
 )
 from smda_jax.runs.experiment.retrain import Job, Measured, Retraining, halves, open_run
 from smda_jax.runs.inputs.texts import say
-from smda_jax.runs.progress import bar
 
-logging.getLogger("bm25s").setLevel(logging.WARNING)  # it tells of every index that it builds
-COLUMNS = ("score", "mean_delta_y", "repsim", "vector_filter", "response_tokens", "loss")
 # Draws of what training is compared with: halves that a mean model is made of, random pairs.
-HALVES, RANDOM = 101, 102
+RANDOM = 102
 RANDOM_DRAWS = 8
 SUMMARIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "median": lambda values: np.median(values, axis=1),
     "worst": lambda values: values.min(axis=1),
 }
-
-
-class Figure(NamedTuple):
-    """What is said of every pair.
-
-    Attributes:
-        value: by target, or one number for all of them.
-        derived: whether it says something of each target, or only whether a pair matters.
-    """
-
-    value: Float[np.ndarray, "pair target"]
-    derived: bool
-
-    @property
-    def of_mean_y(self) -> Float[np.ndarray, " pair"]:
-        """What it says of mean Y."""
-        return self.value[:, 0]
 
 
 @dataclass(frozen=True)
@@ -124,73 +97,6 @@ def validate(config: Validate, console: Console | None = None) -> list[Row]:
     folder.write_json("validation.json", record | {"findings": findings(rows)})
     _print(rows, console)
     return rows
-
-
-def all_figures(
-    config: Validate, on: Retraining, targets: Targets, console: Console
-) -> dict[str, Figure]:
-    """What is compared, by name; higher says that a pair raises the target."""
-    table = pq.read_table(on.path / "pairs.parquet").to_pydict()
-    place = {own: i for i, own in enumerate(table["pair_id"])}
-    rows = [place[own] for own in on.inputs.pairs.ids]
-    figures: dict[str, Figure] = {}
-    wide = len(targets.names)
-
-    def plain(values: Any) -> Figure:
-        own = np.array([np.nan if v is None else v for v in values], float)
-        return Figure(np.repeat(own[:, None], wide, axis=1), False)
-
-    at = {"": evaluation_of(on, on.inputs.base)}
-    if config.trained_at:
-        others = halves(len(on.tokens), config.trained_at, config.fraction, HALVES + config.seed)
-        orders = [
-            on.order(Job(tuple(own.tolist()), replace(on.recipe, seed=i)))
-            for i, own in enumerate(others)
-        ]
-        with bar(console, f"{config.trained_at} models of other halves") as progress:
-            mean = mean_model(list(on.training.trained(orders, progress)))
-        at["@trained"] = evaluation_of(on, mean)
-    for update in dict.fromkeys(config.updates):
-        stepping = stepping_by(on, update)
-        for where, e in at.items():
-            if where and update != config.updates[-1]:
-                continue
-            with bar(console, f"predict by {update}{where}") as progress:
-                own = predict(on, targets, e, stepping, progress)
-            figures[f"{update}{where}"] = Figure(own.value, True)
-            if update == "sgd":
-                cosine = own.value[:, 0] / np.where(own.gradient_norm > 0, own.gradient_norm, 1)
-                figures["gradient_cosine"] = plain(cosine)
-                figures["gradient_norm"] = plain(own.gradient_norm)
-    for name in COLUMNS:
-        values = [table[name][i] for i in rows] if name in table else [None]
-        if not any(v is None for v in values):
-            figures[f"run:{name}" if name in ("score", "mean_delta_y") else name] = plain(values)
-    figures["bm25"] = plain(bm25(on))
-    figures["random"] = plain(np.random.default_rng(config.seed).uniform(size=len(rows)))
-    return figures
-
-
-def bm25(on: Retraining) -> Float[np.ndarray, " pair"]:
-    """Of every pair's text, the mean BM25 score (Robertson's, with Lucene's weights) of the
-    evaluation prompts that show the behaviour; of all if none does."""
-    pairs, y = on.inputs.pairs, on.base.y
-    shows = y > on.inputs.question.behaviour.shows_above
-    texts = [" ".join(pairs.texts(i)) for i in range(len(pairs))]
-    asked = [
-        t for t, own in zip(on.inputs.prompts.text, shows, strict=True) if own or not any(shows)
-    ]
-    index = bm25s.BM25()
-    index.index(bm25s.tokenize(texts, show_progress=False, stopwords=[]), show_progress=False)
-    total = np.zeros(len(texts))
-    for text in asked:
-        words = [
-            str(w)
-            for w in bm25s.tokenize([text], show_progress=False, stopwords=[], return_ids=False)[0]
-        ]
-        known = [word for word in words if word in index.vocab_dict]
-        total += index.get_scores(known) if known else 0
-    return total / len(asked)
 
 
 def lds_rows(
