@@ -36,22 +36,22 @@ def take(c: Picture) -> None:
     with tempfile.TemporaryDirectory() as place, sync_playwright() as play:
         run = c.run or Path(place) / "demo"
         if c.run is None:
-            main(["demo", "--out", str(run)])
+            main(["demo", "--validate", "--out", str(run)])
         browser = play.chromium.launch(
             executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
         )
-        page = browser.new_page(viewport={"width": 1180, "height": 1500})
+        # The page lets no script run but its own.
+        page = browser.new_page(viewport={"width": 1180, "height": 1500}, bypass_csp=True)
         page.goto(f"file://{(run / 'report.html').resolve()}")
         # The first screen and the figure of gaps, without what stands between them.
         page.add_style_tag(
             content=(
-                "header.bar nav, details, .scroll, .scroll + *, #policy { display: none } "
+                "header.bar nav, details, .scroll, .scroll + *, #policy, #validation, #plot-shifts, "
+                "#experiment .note + .note { display: none } "
                 ".row { display: none }"
             )
         )
-        page.wait_for_function(
-            "document.querySelectorAll('#gaps .main-svg, #effects .main-svg').length >= 2"
-        )
+        page.wait_for_function("document.querySelectorAll('.main-svg').length >= 2")
         page.wait_for_timeout(1500)
         page.screenshot(path=c.out)
         browser.close()

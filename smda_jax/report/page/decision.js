@@ -53,7 +53,7 @@ function decision() {
           yaxis: { autorange: "reversed" },
         },
       ),
-    140 + 34 * arms.length,
+    165 + 34 * arms.length,
   );
   table(
     node,
