@@ -46,8 +46,9 @@ def take(c: Picture) -> None:
         # The first screen and the figure of gaps, without what stands between them.
         page.add_style_tag(
             content=(
-                "header.bar nav, details, .scroll, .scroll + *, #policy, #validation { display: none } "
-                "#plot-shifts, #experiment .note + .note { display: none } "
+                "header.bar nav, details, .scroll, .scroll + * { display: none } "
+                "#policy, #validation, #plot-shifts { display: none } "
+                "#experiment .note + .note { display: none } "
                 ".row { display: none }"
             )
         )
