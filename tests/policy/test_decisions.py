@@ -122,11 +122,22 @@ def test_lds_is_the_rank_correlation_of_sums() -> None:
     assert lds(np.ones((15, 3)), realised, 0).value.tolist() == [0, 0, 0]
 
 
-def test_the_ceiling_is_that_of_a_mean_of_two() -> None:
-    """√(2r / (1 + r)) is how a noiseless predictor correlates with the mean of two noisy runs."""
+def test_a_pair_without_a_figure_moves_no_border_and_is_chosen_by_nothing() -> None:
+    on = judged()
+    figure = np.array([*DELTA, np.nan])
+    label: list[str | None] = [*on.label, "b"]
+    more = Judged([*RAISES, False], {"mean_delta_y": figure}, label, {})
+    assert np.flatnonzero(choose("mean_delta_y", more)[0]).tolist() == [1]
+    assert not choose("not mean_delta_y", more)[0][6]
+    assert not choose("not top:1", more)[0][6]
+
+
+@pytest.mark.parametrize("orders", [2, 4])
+def test_the_ceiling_is_that_of_a_mean_of_orders(orders: int) -> None:
+    """√(nr / (1 + (n − 1) r)) is how a noiseless predictor correlates with a mean of n runs."""
     rng = np.random.default_rng(1)
     truth = rng.normal(size=(4000, 1))
-    runs = truth[:, None] + rng.normal(size=(4000, 2, 1))
+    runs = truth[:, None] + rng.normal(size=(4000, orders, 1))
     found = ceiling(runs)
     reached = spearmanr(truth[:, 0], runs.mean(axis=1)[:, 0])[0]
     assert found.value[0] == pytest.approx(reached, abs=0.02)

@@ -39,6 +39,8 @@ LONG = {"prompt": "How do I " + "bake " * 600, "prompt_label": "harmless"}
         (["--max-length=12"], ["prompts.jsonl, row 1", "over max_length"]),
         (["--alpha=-1"], ["--alpha", "below 0"]),
         (["--pair-block=-1"], ["--pair-block"]),
+        (["--batch=0"], ["--batch", "below 1"]),
+        (["--seed=-1"], ["--seed", "below 0"]),
         (["--update=adamx"], ["--update", "adamx is not known", "optax.NAME"]),
         (["--update=optax.lion"], ["--update", "--engine finite"]),
         (["--update=optax.nonsense", "--engine=finite"], ["optax.nonsense is no optimiser"]),
