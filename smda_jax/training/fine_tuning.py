@@ -5,7 +5,7 @@ is which pairs a step sees, and with which weights.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any, NamedTuple
@@ -84,7 +84,7 @@ class Training:
     moved: Moved | None = None
     compute: DType | None = None
 
-    @property
+    @cached_property
     def scored(self) -> Int[np.ndarray, " pair"]:
         """Tokens that each pair is scored on."""
         return np.array([scored_in_all(t) for t in self.tokens])
@@ -228,6 +228,13 @@ class Training:
             yield from islice(self.models(self.run(filled, each=told)), len(group))
 
 
+def mean_model(models: Sequence[Model]) -> Model:
+    """The mean of some models' weights."""
+    count, own = len(models), [model.params for model in models]
+    params = jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]) / count, *own)
+    return replace(models[0], params=params)
+
+
 @dataclass
 class _Told:
     """Tells a progress of steps.
@@ -282,9 +289,8 @@ def _advance(
         (value, g), _ = jax.lax.scan(add, nothing, parts)
         g = g if moved is None else moved.masked(g)
         if recipe.clip:
-            # As optax.clip_by_global_norm, which scales what is longer.
-            norm = optax.tree_utils.tree_norm(g)
-            g = jax.tree.map(lambda leaf: leaf * jnp.minimum(1, recipe.clip / norm), g)
+            cut: Any = optax.clip_by_global_norm(recipe.clip)
+            g, _ = cut.update(g, cut.init(g))
         optimiser = state.optimiser
         rates = {"learning_rate": step.rate.astype(optimiser.hyperparams["learning_rate"].dtype)}
         optimiser = optimiser._replace(hyperparams=optimiser.hyperparams | rates)

@@ -159,6 +159,15 @@ def order_of(
     return Order(pair, share, recipe.learning_rate * rates(recipe, len(steps)))
 
 
+def random_subsets(
+    pairs: int, count: int, fraction: float, seed: int
+) -> list[Int[np.ndarray, " some"]]:
+    """Random subsets of a share of the pairs, at least one pair and never all of several."""
+    size = max(1, min(pairs - 1, round(fraction * pairs)))
+    draws = (np.random.default_rng((seed, i)).permutation(pairs) for i in range(count))
+    return [np.sort(drawn[:size]) for drawn in draws]
+
+
 def rates(recipe: Recipe, steps: int) -> Float[np.ndarray, " step"]:
     """Learning rate of every step, as a share of the highest.
 

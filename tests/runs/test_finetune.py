@@ -100,6 +100,7 @@ def test_halves_give_the_mean_of_their_runs(pairs: Path, tmp_path: Path) -> None
     out = finetune(pairs, tmp_path / "out", *FAST, "--halves=3")
     halves = json.loads((out / "finetune.json").read_text())["halves"]
     assert [len(half) for half in halves] == [2, 2, 2]
+    finetune(pairs, tmp_path / "out", *FAST, "--halves=3")  # finished: nothing is trained anew
     assert load_model(out).config == load_model(EMBEDDED / "model").config
 
 
@@ -149,7 +150,7 @@ def test_bad_input_is_one_line(
     [
         ("pair_id,weight\nabc,1", ("abc", "no pair_id")),
         ("pair,weight\nabc,1", ("no column pair_id",)),
-        ("pair_id,weight\n{id},-1", ("row 1", "weight is '-1'")),
+        ("pair_id,weight\n{id},-1", ("the weight '-1'",)),
         ("pair_id,weight\n{id},1\n{id},2", ("row 2", "already")),
     ],
 )

@@ -41,7 +41,7 @@ TRIES, SECONDS, AT_A_TIME = (
 )  # of a request: attempts, before it is given up; side by side
 
 
-def from_file(path: Path, prompts: Prompts, positive: Sequence[str]) -> list[str]:
+def from_file(path: Path, prompts: Prompts) -> list[str]:
     """A verdict for every prompt, in order.
 
     Raises:

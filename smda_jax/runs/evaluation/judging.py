@@ -48,7 +48,7 @@ def verdicts_on(
         InputError: a verdict is missing or invalid, or the endpoint fails.
     """
     if c.verdicts is not None:
-        return judges.from_file(c.verdicts, on.prompts, c.positive)
+        return judges.from_file(c.verdicts, on.prompts)
     if c.judge == "none":
         return []
     path, ids, label = folder.path / "verdicts.jsonl", on.prompts.ids, on.prompts.label

@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import bm25s
 import numpy as np
@@ -13,34 +13,20 @@ from rich.console import Console
 from smda_jax.runs.experiment.config import Validate
 from smda_jax.runs.experiment.predict import (
     Targets,
-    evaluation_of,
-    mean_model,
     predict,
     stepping_by,
 )
-from smda_jax.runs.experiment.retrain import Job, Retraining, halves
+from smda_jax.runs.experiment.retrain import Job, Retraining
 from smda_jax.runs.progress import bar
+from smda_jax.training.fine_tuning import mean_model
+from smda_jax.training.recipe import random_subsets
 
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # it tells of every index that it builds
 COLUMNS = ("score", "mean_delta_y", "repsim", "vector_filter", "response_tokens", "loss")
 HALVES = 101  # of the draws of halves that a mean model is made of
 
 
-class Figure(NamedTuple):
-    """What is said of every pair.
-
-    Attributes:
-        value: by target, or one number for all of them.
-        derived: whether it says something of each target, or only whether a pair matters.
-    """
-
-    value: Float[np.ndarray, "pair target"]
-    derived: bool
-
-    @property
-    def of_mean_y(self) -> Float[np.ndarray, " pair"]:
-        """What it says of mean Y."""
-        return self.value[:, 0]
+Figure = Float[np.ndarray, "pair target"]  # what is said of every pair and target
 
 
 def all_figures(
@@ -55,18 +41,20 @@ def all_figures(
 
     def plain(values: Any) -> Figure:
         own = np.array([np.nan if v is None else v for v in values], float)
-        return Figure(np.repeat(own[:, None], wide, axis=1), False)
+        return np.repeat(own[:, None], wide, axis=1)
 
-    at = {"": evaluation_of(on, on.inputs.base)}
+    at = {"": on.base}
     if config.trained_at:
-        others = halves(len(on.tokens), config.trained_at, config.fraction, HALVES + config.seed)
+        others = random_subsets(
+            len(on.tokens), config.trained_at, config.fraction, HALVES + config.seed
+        )
         orders = [
             on.order(Job(tuple(own.tolist()), replace(on.recipe, seed=i)))
             for i, own in enumerate(others)
         ]
         with bar(console, f"{config.trained_at} models of other halves") as progress:
             mean = mean_model(list(on.training.trained(orders, progress)))
-        at["@trained"] = evaluation_of(on, mean)
+        at["@trained"] = on.evaluation(mean)
     for update in dict.fromkeys(config.updates):
         stepping = stepping_by(on, update)
         for where, e in at.items():
@@ -74,7 +62,7 @@ def all_figures(
                 continue
             with bar(console, f"predict by {update}{where}") as progress:
                 own = predict(on, targets, e, stepping, progress)
-            figures[f"{update}{where}"] = Figure(own.value, True)
+            figures[f"{update}{where}"] = own.value
             if update == "sgd":
                 cosine = own.value[:, 0] / np.where(own.gradient_norm > 0, own.gradient_norm, 1)
                 figures["gradient_cosine"] = plain(cosine)

@@ -12,13 +12,14 @@ from jaxtyping import Bool
 from rich.console import Console
 
 from smda_jax.data.records import Pairs, load_pairs
-from smda_jax.data.tables import missing, read_table
+from smda_jax.data.tables import missing
 from smda_jax.errors import InputError
 from smda_jax.files import write_text
 from smda_jax.policy.rules import Judged, choose, matched_controls
 from smda_jax.runs.config import Attribute
 from smda_jax.runs.experiment.config import Curate
 from smda_jax.runs.folder.replay import from_run
+from smda_jax.runs.inputs.joined import joined
 from smda_jax.runs.inputs.load import hash_data
 from smda_jax.runs.inputs.texts import say
 
@@ -90,29 +91,11 @@ def select(run: Path, rule: str, columns: Path | None, controls: int, seed: int)
     further: dict[str, list[Any]] = {k: table[k] for k in ("label", "category", "planted")}
     further |= {} if columns is None else joined(columns, pairs.ids)
     chosen, reasons = choose(rule, Judged(table["raises"], figures, table["label"], further))
+    if not chosen.any() or chosen.all():
+        which = "every pair" if chosen.any() else "no pair"
+        raise InputError("--rule", f"{rule!r} chooses {which}", "another rule")
     drawn = matched_controls(chosen, table["label"], controls, seed)
     return Curated(pairs, chosen, reasons, drawn)
-
-
-def joined(path: Path, ids: list[str]) -> dict[str, list[Any]]:
-    """Further columns of pairs, joined by pair_id; None where a pair has no row.
-
-    Raises:
-        InputError: a row names no pair, or one twice.
-    """
-    table = read_table(path)
-    if "pair_id" not in table.columns:
-        raise InputError(path, "has no column pair_id", "the pair_id of pairs.parquet")
-    place, known = {}, set(ids)
-    for row, own in enumerate(table.values("pair_id")):
-        if own not in known:
-            raise InputError(table.where(row), f"{own!r} is no pair_id of the run")
-        if own in place:
-            raise InputError(table.where(row), f"{own!r} has a row already")
-        place[own] = row
-    names = [name for name in table.columns if name != "pair_id"]
-    columns = {name: table.values(name) for name in names}
-    return {k: [v[place[own]] if own in place else None for own in ids] for k, v in columns.items()}
 
 
 def curate(config: Curate, console: Console | None = None) -> Curated:
@@ -124,10 +107,6 @@ def curate(config: Curate, console: Console | None = None) -> Curated:
     config.check()
     console = console or Console()
     found = select(config.run, config.rule, config.columns_from, config.controls, config.seed)
-    if not found.chosen.any():
-        raise InputError("--rule", f"{config.rule!r} chooses no pair", "another rule")
-    if found.chosen.all():
-        raise InputError("--rule", f"{config.rule!r} chooses every pair", "another rule")
     out = (config.out or config.run / "curated").expanduser()
     rows = rows_of(found.pairs)
     kept, removed = [], []

@@ -69,9 +69,6 @@ def experiment(config: Experiment, console: Console | None = None) -> list[Diffe
     config.check()
     console = console or Console()
     found = select(config.run, config.rule, config.columns_from, config.controls, config.seed)
-    if not found.chosen.any() or found.chosen.all():
-        which = "every pair" if found.chosen.any() else "no pair"
-        raise InputError("--rule", f"{config.rule!r} chooses {which}", "another rule")
     on = open_run(config.run, config.recipe, console)
     _refuse_other_order(on, found)
     should = should_show(on.inputs.prompts, config.positive)
@@ -94,7 +91,7 @@ def experiment(config: Experiment, console: Console | None = None) -> list[Diffe
         say(console, f"{waiting} of {len(jobs)} models are left to other parts; the last writes")
         return []
     results = [
-        (arms[0], 0, on.base),
+        (arms[0], 0, Measured.of(on.base)),
         *((a, s, m) for (a, s), m in zip(jobs, measured, strict=True) if m is not None),
     ]
     rows = [_row(on, arm, seed, m, should) for arm, seed, m in results]

@@ -1,8 +1,7 @@
 """What first order says of targets that training is measured by: mean Y, score, categories,
 coefficients."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import jax
@@ -15,8 +14,8 @@ from smda_jax.engines.query.dataset import inner_products, pull_readouts
 from smda_jax.engines.query.program import Weighting
 from smda_jax.policy.influence import linear_readouts
 from smda_jax.policy.ridge import FittedPolicy, ridge
-from smda_jax.reading.evaluation import Evaluation, Selection, evaluate_prompts, run_prompts
-from smda_jax.reading.network import Model, Progress
+from smda_jax.reading.evaluation import Evaluation
+from smda_jax.reading.network import Progress
 from smda_jax.runs.experiment.retrain import Measured, Retraining
 from smda_jax.runtime.memory import memory_limit
 from smda_jax.runtime.programs import padding_budget
@@ -90,17 +89,6 @@ class Targets:
         return np.concatenate([[found.y.mean(), self.W @ W], self.members @ found.y, W])
 
 
-def evaluation_of(on: Retraining, model: Model) -> Evaluation:
-    """The run's prompts as a model reads them."""
-    model = model.astype(on.config.dtype)
-    question = replace(on.inputs.question, model=model)
-    tokens = on.inputs.prompt_tokens
-    selection = Selection(on.inputs.sae, on.feature_ids, on.config.encoder)
-    return evaluate_prompts(
-        question, selection, on.inputs.prompts, tokens, run_prompts(question, tokens)
-    )
-
-
 def stepping_by(on: Retraining, update: str) -> Stepping:
     """Steps of a named update on the recipe's losses."""
     c = on.config
@@ -118,12 +106,10 @@ class Predicted:
 
     Attributes:
         value: of it.
-        loss: of the pairs.
         gradient_norm: of the pairs.
     """
 
     value: Float[np.ndarray, "pair target"]
-    loss: Float[np.ndarray, " pair"]
     gradient_norm: Float[np.ndarray, " pair"]
 
 
@@ -144,8 +130,7 @@ def predict(
     weight_y = np.concatenate([mean, q[:1], targets.members, q[1:]])
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(e.model.params))
     step = int(np.clip(memory_limit() // (4 * size), 1, len(z)))
-    value = np.zeros((len(on.tokens), len(z)))
-    loss, norm = np.zeros(len(on.tokens)), np.zeros(len(on.tokens))
+    value, norm = np.zeros((len(on.tokens), len(z))), np.zeros(len(on.tokens))
     for start in range(0, len(z), step):
         some = slice(start, start + step)
         query = pull_readouts(e, Weighting(z[some], weight_y[some]), stepping.update)
@@ -155,15 +140,6 @@ def predict(
             tokens = [on.tokens[i] for i in chunk.rows]
             (found,), statistics = inner_products(stepping, tokens, (query,), chunk.layout)
             value[chunk.rows, some] = found.T
-            loss[chunk.rows], norm[chunk.rows] = statistics.loss, statistics.gradient_norm
+            norm[chunk.rows] = statistics.gradient_norm
         progress(min(step, len(z) - start) / len(z))
-    return Predicted(value, loss, norm)
-
-
-def mean_model(models: Sequence[Model]) -> Model:
-    """The mean of some models' weights."""
-    count = len(models)
-    params = jax.tree.map(
-        lambda *leaves: sum(leaves[1:], leaves[0]) / count, *(m.params for m in models)
-    )
-    return replace(models[0], params=params)
+    return Predicted(value, norm)

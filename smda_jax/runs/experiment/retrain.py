@@ -9,16 +9,15 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from rich.console import Console
 
 from smda_jax.data.tokenised import PairTokens
 from smda_jax.errors import InputError
 from smda_jax.files import replacing
 from smda_jax.policy.ridge import ridge
-from smda_jax.reading.evaluation import Selection, encode, run_prompts
+from smda_jax.reading.evaluation import Evaluation, Selection, evaluate_prompts, run_prompts
 from smda_jax.reading.network import Model, Progress
 from smda_jax.reading.tokens import tokenise_pairs
 from smda_jax.runs.config import Attribute
@@ -29,8 +28,6 @@ from smda_jax.runs.inputs.load import Inputs, load_inputs
 from smda_jax.runs.progress import bar
 from smda_jax.runs.recipes import DEFAULT, STEP, recipe_of
 from smda_jax.runtime.memory import TooLargeError
-from smda_jax.runtime.precision import numerics
-from smda_jax.sae.encoder import select
 from smda_jax.training.fine_tuning import Training
 from smda_jax.training.recipe import Order, Recipe, order_of
 
@@ -48,6 +45,11 @@ class Measured(NamedTuple):
     y: Float[np.ndarray, " prompt"]
     x: Float[np.ndarray, "prompt feature"]
 
+    @classmethod
+    def of(cls, e: Evaluation) -> "Measured":
+        """What is kept of an evaluation."""
+        return cls(e.y.astype(np.float64), e.x.astype(np.float64))
+
     def policy(self, alpha: float | int) -> Float[np.ndarray, " feature"]:
         """The policy of these prompts."""
         return ridge(self.x, self.y, alpha)
@@ -60,12 +62,10 @@ class Job:
     Attributes:
         rows: of the run's pairs that are trained on.
         recipe: of the run, its seed included.
-        weight: of the pairs; None for one each.
     """
 
     rows: tuple[int, ...]
     recipe: Recipe
-    weight: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -107,33 +107,21 @@ class Retraining:
         return Training(base, self.tokens, self.recipe, self.inputs.moved, dtype)
 
     @cached_property
-    def base(self) -> Measured:
-        """The model before training."""
-        return self.measure(self.inputs.base)
+    def base(self) -> Evaluation:
+        """The prompts before training."""
+        return self.evaluation(self.inputs.base)
 
-    def measure(self, model: Model) -> Measured:
-        """Reads the prompts.
+    def evaluation(self, model: Model) -> Evaluation:
+        """The run's prompts, as a model reads them.
 
         Raises:
             InputError: the behaviour or an activation is not finite.
         """
         model = model.astype(self.config.dtype)
         question, tokens = replace(self.inputs.question, model=model), self.inputs.prompt_tokens
-        reading = run_prompts(question, tokens)
-        if not (np.isfinite(reading.y).all() and np.isfinite(reading.h).all()):
-            raise InputError(
-                "training",
-                "leads to a model that is not finite",
-                "a recipe with a smaller learning rate",
-            )
-        with numerics(reading.h.dtype):
-            whole = Selection(self.inputs.sae, "all", self.config.encoder).encoder_in(
-                reading.h.dtype
-            )
-            chosen = select(whole, jax.numpy.asarray(self.feature_ids))
-        z, active = encode(chosen, np.asarray(reading.h))
-        x = np.where(active, z, 0).astype(np.float64)
-        return Measured(np.asarray(reading.y, np.float64), x)
+        selection = Selection(self.inputs.sae, self.feature_ids, self.config.encoder)
+        data = (self.inputs.prompts, tokens)
+        return evaluate_prompts(question, selection, *data, run_prompts(question, tokens))
 
     def realise(
         self, jobs: Sequence[Job], console: Console, name: str, part: tuple[int, int] = (0, 1)
@@ -170,15 +158,14 @@ class Retraining:
             try:
                 models = training.trained(orders, partial(_part_of, progress, share))
                 for (key, _), model in zip(group, models, strict=True):
-                    self._save(key, self.measure(model))
+                    self._save(key, Measured.of(self.evaluation(model)))
             except TooLargeError as error:
                 what = f"one pair at a time does not fit ({error})"
                 raise InputError("memory", what, "a recipe with a smaller max_length") from error
 
     def order(self, job: Job) -> Order:
         """The steps of a run."""
-        weight = None if job.weight is None else np.array(job.weight)
-        return order_of(job.recipe, np.array(job.rows), self.training.scored, weight)
+        return order_of(job.recipe, np.array(job.rows), self.training.scored)
 
     def _key(self, job: Job) -> str:
         ids = [self.inputs.pairs.ids[i] for i in job.rows]
@@ -186,7 +173,6 @@ class Retraining:
         content = [
             ids,
             asdict(job.recipe),
-            job.weight,
             self.feature_ids,
             {k: v for k, v in self.inputs.hashes.items() if k != "trained"},
             self.config.dtype,
@@ -260,11 +246,3 @@ def _recipe_of(config: Attribute, name: str | None) -> Recipe:
     if not own:
         return found
     return replace(found, loss_scope=step.loss_scope, max_length=step.max_length, batch=step.batch)
-
-
-def halves(pairs: int, count: int, fraction: float, seed: int) -> list[Int[np.ndarray, " some"]]:
-    """Random subsets of a share of the pairs."""
-    size = min(pairs - 1, max(1, round(fraction * pairs)))
-    return [
-        np.sort(np.random.default_rng((seed, i)).permutation(pairs)[:size]) for i in range(count)
-    ]

@@ -20,15 +20,12 @@ from smda_jax.policy.interference import separation_auc
 from smda_jax.runs.command import part_of
 from smda_jax.runs.experiment.compared import Figure, all_figures
 from smda_jax.runs.experiment.config import Validate
-from smda_jax.runs.experiment.predict import (
-    Targets,
-)
-from smda_jax.runs.experiment.retrain import Job, Measured, Retraining, halves, open_run
+from smda_jax.runs.experiment.predict import Targets
+from smda_jax.runs.experiment.retrain import Job, Measured, Retraining, open_run
 from smda_jax.runs.inputs.texts import say
+from smda_jax.training.recipe import random_subsets
 
-# Draws of what training is compared with: halves that a mean model is made of, random pairs.
-RANDOM = 102
-RANDOM_DRAWS = 8
+RANDOM, RANDOM_DRAWS = 102, 8  # of pairs that figures are compared with: their seed, how many
 SUMMARIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "median": lambda values: np.median(values, axis=1),
     "worst": lambda values: values.min(axis=1),
@@ -59,7 +56,7 @@ def validate(config: Validate, console: Console | None = None) -> list[Row]:
     console = console or Console()
     on = open_run(config.run, config.recipe, console)
     count, part = len(on.tokens), part_of(config.part)
-    sets = halves(count, config.subsets, config.fraction, config.seed)
+    sets = random_subsets(count, config.subsets, config.fraction, config.seed)
     # What the figures predict comes first: it is cheap, and refuses what cannot be used.
     targets = Targets.of(on)
     figures = all_figures(config, on, targets, console)
@@ -77,13 +74,12 @@ def validate(config: Validate, console: Console | None = None) -> list[Row]:
         say(console, f"{waiting} models are left to other parts; the last one writes the card")
         return []
     found = [m for m in measured if m is not None]
-    shift = np.stack([targets.realised(m) for m in found]) - targets.realised(on.base)
+    shift = np.stack([targets.realised(m) for m in found]) - targets.realised(Measured.of(on.base))
     realised = shift.reshape(config.subsets, config.orders, -1)
     rows = lds_rows(config, targets, figures, membership(sets, count), realised)
     rows += planted_rows(on, figures)
-    rows += strongest_rows(
-        config, on, targets, figures, strongest, [m for m in others if m is not None]
-    )
+    after = [m for m in others if m is not None]
+    rows += strongest_rows(config, float(on.base.y.mean()), strongest, after)
     record = {
         "schema_version": 1,
         "config": config.resolved(),
@@ -112,7 +108,7 @@ def lds_rows(
         top = ceiling(realised)
     rows = []
     for name, figure in figures.items():
-        own = lds(members @ figure.value, mean, config.bootstrap, config.seed)
+        own = lds(members @ figure, mean, config.bootstrap, config.seed)
         for kind, numbers in targets.groups.items():
             summaries = {"": SUMMARIES["median"]} if len(numbers) == 1 else SUMMARIES
             for summary, how in summaries.items():
@@ -175,7 +171,7 @@ def planted_rows(on: Retraining, figures: Mapping[str, Figure]) -> list[Row]:
         where[f"look-alikes of {name or 'unlabelled'}"] = (planted & own) | like
     rows = []
     for name, figure in figures.items():
-        suspicion = figure.of_mean_y * sign if sign.any() else figure.of_mean_y
+        suspicion = figure[:, 0] * sign if sign.any() else figure[:, 0]
         for place, chosen in where.items():
             own, wanted = suspicion[chosen], planted[chosen]
             if wanted.all() or not wanted.any():
@@ -214,7 +210,7 @@ def _strongest_jobs(
     for name, figure in figures.items():
         if name == "random":
             continue
-        top = np.argsort(-figure.of_mean_y, kind="stable")[:k]
+        top = np.argsort(-figure[:, 0], kind="stable")[:k]
         rest = tuple(sorted(set(everything) - set(top.tolist())))
         jobs += [("leave out", name, Job(rest, replace(on.recipe, seed=o))) for o in orders]
         jobs.append(("tail patch", name, Job(tuple(sorted(top.tolist())), step)))
@@ -223,20 +219,18 @@ def _strongest_jobs(
 
 def strongest_rows(
     config: Validate,
-    on: Retraining,
-    targets: Targets,
-    figures: Mapping[str, Figure],
+    base: float,
     jobs: list[tuple[str, str, Job]],
     measured: list[Measured],
 ) -> list[Row]:
     """What leaving out the pairs that a figure says raise mean Y most does to it, and what one step
-    on them does; random pairs beside."""
+    on them does, to the `base`; random pairs beside."""
     if not jobs:
         return []
     found: dict[tuple[str, str], list[float]] = {}
     for (measure, name, _), m in zip(jobs, measured, strict=True):
         found.setdefault((measure, name), []).append(float(m.y.mean()))
-    whole, base = np.mean(found["leave out", "nothing"]), on.base.y.mean()
+    whole = np.mean(found["leave out", "nothing"])
     random = {
         "leave out": np.mean(found["leave out", "random"]) - whole,
         "tail patch": np.mean(found["tail patch", "random"]) - base,

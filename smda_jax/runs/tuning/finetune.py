@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from rich.console import Console
 
 from smda_jax.data.chat import Chat
@@ -32,13 +32,14 @@ from smda_jax.model.params import Params
 from smda_jax.reading.network import Model, load_model
 from smda_jax.reading.tokens import tokenise_pairs
 from smda_jax.runs.folder.store import RunFolder, hash_path
+from smda_jax.runs.inputs.joined import joined
 from smda_jax.runs.inputs.load import hash_data
 from smda_jax.runs.inputs.texts import check_texts, say, warn
 from smda_jax.runs.progress import bar
 from smda_jax.runs.tuning.config import Finetune
 from smda_jax.runtime.memory import TooLargeError
-from smda_jax.training.fine_tuning import State, Training
-from smda_jax.training.recipe import Order, order_of
+from smda_jax.training.fine_tuning import State, Training, mean_model
+from smda_jax.training.recipe import Order, order_of, random_subsets
 
 RECORD = "finetune.json"
 MOMENTS = "second_moments"
@@ -88,6 +89,8 @@ def finetune(config: Finetune, console: Console | None = None) -> Tuned:
         folder = RunFolder(config.out, *_record_of(config, prepared), name=RECORD, cache="state")
         if folder.recorded("status") == "complete":
             say(console, "this run is finished: nothing is trained anew")
+            if config.halves:
+                return Tuned(folder.path, np.zeros((config.halves, 0)))
             losses = read_table(folder.path / "training.parquet").values("loss")
             return Tuned(folder.path, np.array([losses], float))
         try:
@@ -151,23 +154,14 @@ def weights_of(path: Path, ids: Sequence[str]) -> Float[np.ndarray, " pair"]:
     Raises:
         InputError: a row is not usable, or names no pair of these.
     """
-    table, found = read_table(path), {}
-    for name in ("pair_id", "weight"):
-        if name not in table.columns:
-            raise InputError(path, f"has no column {name}", "columns pair_id and weight")
-    known = set(ids)
-    for row, (pair, value) in enumerate(
-        zip(*map(table.values, ("pair_id", "weight")), strict=True)
-    ):
-        where, weight = table.where(row), number_of(value)
-        if not np.isfinite(weight) or weight < 0:
-            raise InputError(where, f"weight is {value!r}", "a number from 0 on")
-        if pair not in known:
-            raise InputError(where, f"{pair!r} is no pair_id of the pairs")
-        if pair in found:
-            raise InputError(where, f"{pair!r} has a weight already")
-        found[pair] = weight
-    return np.array([found.get(pair, 1.0) for pair in ids])
+    columns = joined(path, ids)
+    if "weight" not in columns:
+        raise InputError(path, "has no column weight", "columns pair_id and weight")
+    found = np.array([1.0 if v is None else number_of(v) for v in columns["weight"]])
+    for i in np.flatnonzero(~(np.isfinite(found) & (found >= 0))).tolist():
+        what = f"gives pair {ids[i][:12]} the weight {columns['weight'][i]!r}"
+        raise InputError(path, what, "a number from 0 on")
+    return found
 
 
 def _record_of(c: Finetune, on: Prepared) -> tuple[str, dict[str, Any]]:
@@ -192,21 +186,15 @@ def _record_of(c: Finetune, on: Prepared) -> tuple[str, dict[str, Any]]:
     return hashlib.sha256(text.encode()).hexdigest(), record
 
 
-def halves_of(pairs: int, count: int, seed: int) -> list[Int[np.ndarray, " half"]]:
-    """Random halves of the pairs."""
-    draws = (np.random.default_rng((seed, i)).permutation(pairs) for i in range(count))
-    return [np.sort(drawn[: max(1, pairs // 2)]) for drawn in draws]
-
-
 def _train(c: Finetune, on: Prepared, folder: RunFolder, console: Console) -> Tuned:
     training, rows = on.training, np.arange(len(on.pairs))
     if c.halves:
         folder.begin()
-        own = halves_of(len(rows), c.halves, c.seed)
+        own = random_subsets(len(rows), c.halves, 0.5, c.seed)
         orders = [order_of(c.recipe(), half, training.scored, on.weight) for half in own]
         with bar(console, f"{c.halves} runs on halves") as progress:
-            mean = _mean([model.params for model in training.trained(orders, progress)])
-        _write_model(folder.path, on, mean)
+            mean = mean_model(list(training.trained(orders, progress)))
+        _write_model(folder.path, on, mean.params)
         folder.finish(halves=[[on.pairs.ids[i] for i in half] for half in own])
         return Tuned(folder.path, np.zeros((c.halves, 0)))
     order = order_of(c.recipe(), rows, training.scored, on.weight)
@@ -272,10 +260,6 @@ def _steps(
 def _even(total: int, count: int) -> list[int]:
     """So many numbers of steps, evenly spaced, the end left out."""
     return sorted({round(total * (i + 1) / (count + 1)) for i in range(count)} - {0, total})
-
-
-def _mean(params: list[Params]) -> Params:
-    return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]) / len(leaves), *params)
 
 
 def second_moments(c: Finetune, state: State, steps: int) -> Params | None:
